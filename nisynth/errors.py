@@ -1,0 +1,76 @@
+"""The exception tree: everything a user, a machine or a store can do wrong.
+
+Each message is one line that names the field or the object, the value met, and what would be right.
+The command line prints the message and exits with `exit_code`; a traceback is only ever shown for an
+exception from outside this tree, which is a bug of ours (exit code 70).
+"""
+
+from typing import ClassVar
+
+
+class NisynthError(Exception):
+    """A mistake that has a cure; the message says which."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(NisynthError):
+    """A config value, key or combination that cannot be used."""
+
+
+class TeacherError(NisynthError):
+    """A classifier, or its weights, that cannot be inverted or trained."""
+
+
+class PlanMismatch(NisynthError):
+    """The URL already holds a run of another plan, or something that is no run."""
+
+
+class IncompleteRun(NisynthError):
+    """A consumer asked for a whole run, and tasks are missing."""
+
+
+class DataError(NisynthError):
+    """Stored data is not what its commit says: damaged, truncated, or not ours."""
+
+    exit_code = 1
+
+
+class TaskFailure(NisynthError):
+    """One attempt at a task failed; `kind` says why, in one of the words the driver counts by.
+
+    Kinds that burn the task's budget: `not_finite`, `quality_gate`, `out_of_memory`, `raised`.
+    """
+
+    exit_code = 4
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.kind, str(self))
+
+
+class BudgetExceeded(NisynthError):
+    """More tasks failed for good than `execution.max_failed_tasks` allows."""
+
+    exit_code = 4
+
+
+class Stalled(NisynthError):
+    """Work is left and nothing can do it: no live or pending worker, or no progress."""
+
+    exit_code = 5
+
+
+class StorageError(NisynthError):
+    """The store cannot be reached, written or trusted."""
+
+    exit_code = 6
+
+
+class Stopped(NisynthError):
+    """SIGTERM or a limit ended the run early; running it again resumes it."""
+
+    exit_code = 7

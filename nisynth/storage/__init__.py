@@ -1,0 +1,88 @@
+"""Objects by URL: the few verbs a run needs, with one contract for every backend.
+
+`create` (put-if-absent) is the verb that everything rests on: of any number of concurrent creators of
+one key exactly one returns, the others get `AlreadyExists`, and an object is never seen half-written.
+tests/storage/test_contract.py holds every backend to it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from nisynth.errors import ConfigError, StorageError
+
+
+class NotFound(StorageError):
+    """No object has this key."""
+
+
+class AlreadyExists(StorageError):
+    """`create` found the key taken (HTTP 412)."""
+
+
+class OutcomeUnknown(StorageError):
+    """A write got no clear answer: it may or may not have happened. Look before acting on it."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One line of a listing."""
+
+    key: str
+    size_bytes: int
+
+
+class Store(Protocol):
+    """A folder of objects. Keys are relative, use `/`, and match `[A-Za-z0-9._/-]+` without `..`."""
+
+    url: str
+
+    def create(self, key: str, data: bytes) -> None:
+        """Writes an object that must not exist yet; durable when it returns.
+
+        Raises AlreadyExists; OutcomeUnknown when no answer settles it; StorageError otherwise.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object whatever was there before; readers see the old or the new one, whole."""
+
+    def get(self, key: str) -> bytes:
+        """Returns the object's bytes, whole. Raises NotFound, StorageError."""
+
+    def size_bytes(self, key: str) -> int:
+        """Returns the object's size. Raises NotFound, StorageError."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yields the objects whose key begins with `prefix`, in key order. A failed page raises."""
+
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is no error."""
+
+
+def open_store(url: str) -> Store:
+    """Returns the store at `url`: a local folder (a path or `file://`), `s3://bucket/prefix`, `memory://name`.
+
+    Nothing is read or created yet. Raises ConfigError for an unknown scheme.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
+        from nisynth.storage.local import LocalStore
+
+        return LocalStore(rest if separator else url)
+    if scheme == "s3":
+        from nisynth.storage.s3 import S3Store
+
+        return S3Store(url)
+    if scheme == "memory":
+        from nisynth.storage.memory import MemoryStore
+
+        return MemoryStore(url)
+    raise ConfigError(
+        f"store URL {url!r}: unknown scheme {scheme!r}; use a folder, file:///folder or s3://bucket/prefix"
+    )
+
+
+def read_url(url: str) -> bytes:
+    """Returns the bytes of one object or file named by a path or URL. Raises NotFound, StorageError."""
+    folder, _, name = url.rpartition("/")
+    return open_store(folder or ("/" if url.startswith("/") else ".")).get(name)
