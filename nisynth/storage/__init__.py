@@ -64,11 +64,11 @@ def open_store(url: str) -> Store:
 
     Nothing is read or created yet. Raises ConfigError for an unknown scheme.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     if not separator or scheme == "file":
         from nisynth.storage.local import LocalStore
 
-        return LocalStore(rest if separator else url)
+        return LocalStore(url)
     if scheme == "s3":
         from nisynth.storage.s3 import S3Store
 
@@ -83,6 +83,18 @@ def open_store(url: str) -> Store:
 
 
 def read_url(url: str) -> bytes:
-    """Returns the bytes of one object or file named by a path or URL. Raises NotFound, StorageError."""
+    """Returns the bytes of one object or file named by a path or URL. Raises NotFound, StorageError.
+
+    The name may be any that the file system or bucket allows, not only one that a store gives its keys.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme == "file":
+        from nisynth.storage.local import path_of, read_path
+
+        return read_path(path_of(url))
+    if scheme == "s3":
+        from nisynth.storage.s3 import read_object
+
+        return read_object(url)
     folder, _, name = url.rpartition("/")
-    return open_store(folder or ("/" if url.startswith("/") else ".")).get(name)
+    return open_store(folder).get(name)
