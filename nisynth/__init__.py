@@ -1,0 +1,30 @@
+"""nisynth: a labelled image set from a pre-trained classifier alone, as a resumable distributed job.
+
+The way of the data, one module each: `config` -> `plan` -> `execution` -> `worker` -> `synthesis` ->
+`shards` -> `storage` + `commits` -> `dataset` -> `consumers`. `teachers` holds the networks.
+
+The public names below are loaded on first use, so that a machine with only torch can import what it needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nisynth.dataset import open_dataset
+    from nisynth.execution.drive import run
+    from nisynth.teachers import load_teacher
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_teacher", "open_dataset", "run"]
+
+_HOMES = {
+    "load_teacher": "nisynth.teachers",
+    "open_dataset": "nisynth.dataset",
+    "run": "nisynth.execution.drive",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nisynth' has no attribute {name!r}")

@@ -1,0 +1,14 @@
+"""Which shards count: the commit protocol over a store, and what is built from the commits.
+
+A task is done exactly when `commits/<fp12>-<task>.json` exists; that object is created once, by
+conditional create, after the shard that it describes. Everything else (resume, verify, redo, gc, the
+manifest) is a function of these objects.
+
+`records` the documents and keys; `run` plan, commit, quarantine, resume; `seal` manifest, card and
+`_SUCCESS`; `audit` verify, redo and gc.
+"""
+
+from nisynth.commits.records import Commit, Outcome, Receipt
+from nisynth.commits.run import Run
+
+__all__ = ["Commit", "Outcome", "Receipt", "Run"]

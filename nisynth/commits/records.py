@@ -1,0 +1,128 @@
+"""The documents of a run and their keys.
+
+The bucket is not trusted: keys are matched against a pattern and rebuilt from their parts, never joined
+raw, and a document is checked field by field before anything acts on it.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from nisynth.errors import DataError
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["mine", "other", "unknown"]
+"""Of a commit: this attempt's, another attempt's, or not settled by any answer of the store."""
+
+_ATTEMPT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-(\d{{8}})-({_ATTEMPT})\.(parquet|npz)")
+_TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-(\d{8})\.json")
+
+
+def shard_key(fp12: str, task: int, attempt: str, extension: str) -> str:
+    """Returns the key of one attempt's shard; attempts are uuid4, so no two ever share a key."""
+    return f"data/{fp12}-{task:08d}-{attempt}.{extension}"
+
+
+def commit_key(fp12: str, task: int) -> str:
+    """Returns the key whose existence means that the task is done."""
+    return f"commits/{fp12}-{task:08d}.json"
+
+
+def quarantine_key(fp12: str, task: int) -> str:
+    """Returns the key of the record of a task that was given up on."""
+    return f"quarantine/{fp12}-{task:08d}.json"
+
+
+def parse_task_key(key: str, fp12: str) -> int | None:
+    """Returns the task of a commit's or quarantine's key, None for any other or another fingerprint's."""
+    match = _TASK_KEY.fullmatch(key)
+    return int(match[3]) if match and match[2] == fp12 else None
+
+
+def parse_shard_key(key: str, fp12: str) -> tuple[int, str] | None:
+    """Returns (task, attempt) of a shard's key, None for any other or another fingerprint's."""
+    match = _SHARD_KEY.fullmatch(key)
+    return (int(match[2]), match[3]) if match and match[1] == fp12 else None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The shard's manifest: the record that makes one attempt's shard part of the run.
+
+    bytes, sha256: of the shard object. curve: loss terms by iteration. figures: quality, such as
+    `teacher_accuracy`. timings_s: seconds by stage. finished_at: Unix seconds by the worker's clock,
+    for people and progress only; no decision reads it.
+    """
+
+    task: int
+    attempt: str
+    shard: str
+    bytes: int
+    rows: int
+    sha256: str
+    seed: int
+    fingerprint: str
+    curve: list[dict[str, float]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    finished_at: float = 0.0
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> bytes:
+        """Returns the document as it is stored."""
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, key: str, fingerprint: str) -> "Commit":
+        """Returns the commit stored at `key`. Raises DataError when it is not a sound one of this run."""
+        try:
+            document = json.loads(data)
+            if not isinstance(document, dict):
+                raise TypeError("not an object")
+            known = {f.name for f in fields(cls)}
+            commit = cls(**{name: value for name, value in document.items() if name in known})
+        except (ValueError, TypeError, RecursionError):
+            raise DataError(f"{key}: not a commit (damaged JSON); `nisynth redo URL --bad` removes it") from None
+        problem = commit._problem(key, fingerprint)
+        if problem:
+            raise DataError(f"{key}: {problem}; `nisynth redo URL --bad` removes it")
+        return commit
+
+    def _problem(self, key: str, fingerprint: str) -> str | None:
+        for name, kind in (("task", int), ("bytes", int), ("rows", int), ("seed", int), ("shard", str)):
+            if type(getattr(self, name)) is not kind:
+                return f"{name} is not {kind.__name__}"
+        if self.schema_version != SCHEMA_VERSION:
+            return f"schema_version {self.schema_version!r}, this version reads {SCHEMA_VERSION}"
+        if self.fingerprint != fingerprint:
+            return "of another fingerprint"
+        if key != commit_key(fingerprint[:12], self.task):
+            return f"says it is task {self.task}"
+        if parse_shard_key(self.shard, fingerprint[:12]) != (self.task, self.attempt):
+            return f"names shard {self.shard[:80]!r}, which is not its attempt's"
+        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            return "sha256 is not 64 hex digits"
+        return None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker returns for an attempt: a few hundred bytes, never images.
+
+    seconds: by stage (`synthesize`, `encode`, `put`, `commit`). commit: the full record, only in
+    `single_writer` mode, where the driver creates it.
+    """
+
+    task: int
+    attempt: str
+    outcome: Outcome
+    rows: int
+    seconds: dict[str, float]
+    figures: dict[str, Any]
+    worker: str
+    commit: Commit | None = None

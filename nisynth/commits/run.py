@@ -1,0 +1,190 @@
+"""A run in storage: its plan, its commits, its quarantine; what is left to do is their difference.
+
+Any number of drivers and workers may hold a Run of one URL at once. Nothing here trusts a listing for
+completion, an ETag, or a clock; the first commit of a task wins, and every later one finds that out.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nisynth.commits.records import (
+    Commit,
+    Outcome,
+    commit_key,
+    parse_shard_key,
+    parse_task_key,
+    quarantine_key,
+    shard_key,
+)
+from nisynth.errors import DataError, PlanMismatch, StorageError
+from nisynth.plan import Plan, differing_fields
+from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
+
+PLAN_KEY = "plan.json"
+SUCCESS_KEY = "_SUCCESS"
+TRIES = 5
+
+
+class Run:
+    """One target set at one URL. `join` begins or resumes it; `open` reads one that exists."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store = store
+        self.plan = plan
+
+    @classmethod
+    def join(cls, store: Store, plan: Plan) -> "Run":
+        """Returns the run of `plan` at the store, begun if it is not there yet.
+
+        Raises PlanMismatch when the URL holds another plan (with the differing fields) or commits
+        without a plan, StorageError when the store does not settle it.
+        """
+        data = json.dumps(plan.document, sort_keys=True, indent=1).encode()
+        for _ in range(TRIES):
+            existing = _get(store, PLAN_KEY)
+            if existing is not None:
+                return cls(store, _same_plan(store.url, plan, existing))
+            if next(iter(store.list("commits/")), None) is not None:
+                raise PlanMismatch(f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL")
+            try:
+                store.create(PLAN_KEY, data)
+                return cls(store, plan)
+            except (AlreadyExists, OutcomeUnknown):
+                continue
+        raise StorageError(f"{store.url}: plan.json could not be created or read in {TRIES} tries; run again")
+
+    @classmethod
+    def open(cls, store: Store) -> "Run":
+        """Returns the run that the store holds. Raises PlanMismatch when it holds none, DataError."""
+        existing = _get(store, PLAN_KEY)
+        if existing is None:
+            raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
+        return cls(store, _parse_plan(store.url, existing))
+
+    @property
+    def sealed(self) -> bool:
+        """True when `_SUCCESS` says that the run was complete."""
+        return _get(self.store, SUCCESS_KEY) is not None
+
+    def committed(self) -> set[int]:
+        """Returns the tasks that a listing shows as committed: a hint that costs one LIST."""
+        return self._listed("commits/")
+
+    def quarantined(self) -> set[int]:
+        """Returns the tasks that were given up on; a commit beats a quarantine."""
+        return self._listed("quarantine/") - self.committed()
+
+    def shards(self) -> Iterable[tuple[str, int, str, int]]:
+        """Yields (key, task, attempt, size in bytes) of every shard object of this fingerprint."""
+        for info in self.store.list(f"data/{self.plan.fp12}-"):
+            parsed = parse_shard_key(info.key, self.plan.fp12)
+            if parsed is not None and parsed[0] < self.plan.num_tasks:
+                yield info.key, *parsed, info.size_bytes
+
+    def put_shard(self, task: int, attempt: str, data: bytes) -> str:
+        """Stores one attempt's shard and returns its key. Raises StorageError."""
+        key = shard_key(self.plan.fp12, task, attempt, self.plan.format)
+        for _ in range(TRIES):
+            try:
+                self.store.create(key, data)
+                return key
+            except AlreadyExists:
+                # The key holds this attempt's uuid: nobody else writes it, so an earlier try did.
+                if self.store.get(key) == data:
+                    return key
+                raise StorageError(f"{self.store.url}/{key}: another object holds this attempt's key") from None
+            except OutcomeUnknown:
+                continue
+        raise StorageError(f"{self.store.url}/{key}: the shard could not be stored in {TRIES} tries; run again")
+
+    def commit(self, record: Commit) -> Outcome:
+        """Makes the shard part of the run, unless another attempt was first, and says which.
+
+        A loser's shard is deleted, and only after the winner's commit was read. `unknown` leaves
+        everything as it is: the driver looks again.
+        """
+        key = commit_key(self.plan.fp12, record.task)
+        data = record.to_json()
+        for _ in range(TRIES):
+            try:
+                self.store.create(key, data)
+                return "mine"
+            except (AlreadyExists, OutcomeUnknown):
+                try:
+                    winner = self.read(record.task)
+                except DataError:
+                    raise
+                except StorageError:
+                    continue
+            if winner is None:
+                continue
+            if winner.attempt == record.attempt:
+                return "mine"
+            self.store.delete(record.shard)
+            return "other"
+        return "unknown"
+
+    def read(self, task: int) -> Commit | None:
+        """Returns the task's commit, None when there is none. Raises DataError when it is damaged."""
+        key = commit_key(self.plan.fp12, task)
+        data = _get(self.store, key)
+        return None if data is None else Commit.from_json(data, key, self.plan.fingerprint)
+
+    def quarantine(self, task: int, failures: list[dict[str, Any]]) -> bool:
+        """Records that the task is given up on, with what happened; False when it is committed after all."""
+        if self.read(task) is not None:
+            return False
+        record = {"schema_version": 1, "task": task, "fingerprint": self.plan.fingerprint, "failures": failures}
+        try:
+            self.store.create(quarantine_key(self.plan.fp12, task), json.dumps(record, indent=1).encode())
+        except AlreadyExists:
+            pass
+        return True
+
+    def read_quarantine(self, task: int) -> dict[str, Any] | None:
+        """Returns the record of a task that was given up on, None when there is none."""
+        data = _get(self.store, quarantine_key(self.plan.fp12, task))
+        if data is None:
+            return None
+        try:
+            record = json.loads(data)
+        except ValueError:
+            record = None
+        return record if isinstance(record, dict) else {"failures": [], "damaged": True}
+
+    def retry(self) -> list[int]:
+        """Lifts every quarantine, so that the next run tries those tasks again; returns them."""
+        tasks = sorted(self._listed("quarantine/"))
+        for task in tasks:
+            self.store.delete(quarantine_key(self.plan.fp12, task))
+        return tasks
+
+    def _listed(self, prefix: str) -> set[int]:
+        keys = (parse_task_key(info.key, self.plan.fp12) for info in self.store.list(f"{prefix}{self.plan.fp12}-"))
+        return {task for task in keys if task is not None and task < self.plan.num_tasks}
+
+
+def _get(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except NotFound:
+        return None
+
+
+def _parse_plan(url: str, data: bytes) -> Plan:
+    try:
+        document = json.loads(data)
+        if not isinstance(document, Mapping):
+            raise ValueError("not an object")
+    except ValueError:
+        raise DataError(f"{url}/plan.json: not JSON; the run's plan is damaged") from None
+    return Plan(document)
+
+
+def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:
+    theirs = _parse_plan(url, data)
+    if theirs.fingerprint != plan.fingerprint:
+        fields = "; ".join(differing_fields(plan.identity, theirs.identity))
+        raise PlanMismatch(f"{url}: holds a run of another config: {fields}. Use that config, or another --store URL")
+    return plan

@@ -1,0 +1,194 @@
+"""YAML plus `--set` overrides become one frozen, validated `RunConfig`.
+
+Each part keeps its own Config, a frozen standard-library dataclass, beside its owner; this file alone
+composes them and lets pydantic check the types. Precedence: defaults < preset < file < overrides.
+Unknown keys are errors with the nearest valid name. Secrets have no place here: stores take theirs
+from the standard credential chain.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import pydantic
+import yaml
+
+from nisynth.errors import ConfigError
+from nisynth.execution import ExecutionConfig
+from nisynth.shards import OutputConfig
+from nisynth.synthesis import PRESETS, EngineConfig, Method
+from nisynth.teachers import TeacherConfig
+
+METHODS: dict[str, type] = {method.name: method for method in get_args(Method)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """The target set: how many images, how many per generator, from which seed."""
+
+    num_images: int = 256_000
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ConfigError(f"run.num_images: {self.num_images} is not at least 1")
+        if self.batch_size < 2:
+            raise ConfigError(
+                f"run.batch_size: {self.batch_size} is not at least 2 (BatchNorm needs a batch); the paper's is 256"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"run.seed: {self.seed} is not within 0..2^63-1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run, and how it is executed."""
+
+    run: TargetConfig = field(default_factory=TargetConfig)
+    teacher: TeacherConfig
+    method: Method
+    output: OutputConfig = field(default_factory=OutputConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the resolved config as plain JSON types; `load_config` takes it back."""
+        resolved: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return resolved
+
+
+def shipped_configs() -> tuple[str, ...]:
+    """Returns the names of the configs that come with the package."""
+    folder = resources.files("nisynth") / "configs"
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the RunConfig of a file, a shipped config's name, or a mapping, with `a.b=c` overrides.
+
+    Raises ConfigError: one line that names the field, the value and what would be right.
+    """
+    values = dict(source) if isinstance(source, Mapping) else _read(str(source))
+    values = json.loads(json.dumps(values))
+    for override in overrides:
+        _override(values, override)
+    return _validated(_with_preset(values))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `1e-3` is a number here, as everybody who writes it expects."""
+
+
+_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    elif source in shipped_configs():
+        text = (resources.files("nisynth") / "configs" / f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"config {source!r}: no such file, and no shipped config of that name; shipped: {', '.join(shipped_configs())}"
+        )
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where is not None else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"config {source}:{line} {problem}; expected sections such as `run:`") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {source}: holds {type(values).__name__}, not sections such as `run:`")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override!r}: write section.key=value, as in run.num_images=1024")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+    section = values
+    for key in keys[:-1]:
+        inner = section.setdefault(key, {})
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {key} is a value, not a section")
+        section = inner
+    section[keys[-1]] = value
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    method = dict(values.get("method") or {})
+    method.setdefault("name", next(iter(METHODS)))
+    preset = method.pop("preset", None)
+    if preset is not None:
+        presets = PRESETS.get(method["name"], {})
+        if preset not in presets:
+            raise ConfigError(
+                f"method.preset: {preset!r} is no preset of {method['name']}{_nearest(str(preset), presets)}"
+            )
+        method = {**presets[preset], **method}
+    return {**values, "method": method}
+
+
+def _validated(values: dict[str, Any]) -> RunConfig:
+    name = values["method"]["name"]
+    if name not in METHODS:
+        raise ConfigError(f"method.name: {name!r} is no method{_nearest(str(name), METHODS)}")
+    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name]}
+    _check_keys(values, sections, "")
+    if "teacher" not in values:
+        raise ConfigError("teacher: missing; name the network, as in `teacher: {arch: resnet34, weights: path}`")
+    parts = {
+        key: _section(key, values.get(key) or {}, owner)
+        for key, owner in sections.items()
+        if isinstance(owner, type)
+    }
+    return RunConfig(**parts)
+
+
+def _section(name: str, values: Any, owner: type) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: {values!r} is not a section of keys and values")
+    keys = {f.name: f.type for f in dataclasses.fields(owner)}
+    _check_keys(values, keys | ({"preset": str} if name == "method" else {}), f"{name}.")
+    try:
+        # JSON mode: strict about types (no "256" for 256), yet a list may fill a tuple.
+        return pydantic.TypeAdapter(owner).validate_json(json.dumps(values), strict=True)
+    except pydantic.ValidationError as error:
+        raise ConfigError("; ".join(_describe(name, e) for e in error.errors()[:3])) from None
+
+
+def _describe(section: str, error: Any) -> str:
+    place = ".".join([section, *(str(part) for part in error["loc"])])
+    if error["type"] == "missing":
+        return f"{place}: missing"
+    return f"{place}: {error['input']!r}: {error['msg'].removeprefix('Input ')}"
+
+
+def _check_keys(values: Mapping[str, Any], valid: Mapping[str, Any], prefix: str) -> None:
+    for key in values:
+        if key not in valid:
+            raise ConfigError(f"{prefix}{key}: unknown key{_nearest(str(key), valid)}")
+
+
+def _nearest(name: str, valid: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(valid))}"

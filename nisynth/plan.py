@@ -1,0 +1,160 @@
+"""RunConfig -> Plan: a fingerprint of everything that changes an image, and tasks computed by formula.
+
+Pure given the teacher's identity: no GPU, no clock, no library's random generator, so the plan is the
+same on every machine and a million tasks cost no memory. `plan.json` in storage holds the document; a
+Plan can be made from it again, which is how consumers and `verify` know every label.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+
+from nisynth import __version__
+from nisynth.batch import Normalization, Task
+from nisynth.errors import DataError
+
+if TYPE_CHECKING:  # consumers make plans from documents on machines without pydantic
+    from nisynth.config import RunConfig
+
+SCHEMA_VERSION = 1
+NUMERICS_VERSION = 1
+"""Raised when the same config gives other images, so that a resumed run never mixes the two."""
+
+
+def make_plan(config: "RunConfig", teacher_identity: Mapping[str, Any]) -> "Plan":
+    """Returns the plan of a config for the teacher that `Teacher.identity` describes."""
+    resolved = config.to_dict()
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "numerics": NUMERICS_VERSION,
+        **{part: resolved[part] for part in ("run", "method", "output", "engine")},
+        "teacher": dict(teacher_identity),
+    }
+    versions = {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return Plan(
+        {
+            "fingerprint": _fingerprint(identity),
+            "identity": identity,
+            "execution": resolved["execution"],
+            "versions": versions,
+        }
+    )
+
+
+class Plan(Sequence[Task]):
+    """A lazy sequence of tasks with a fingerprint.
+
+    document: what plan.json holds: `fingerprint`, `identity` (what it is the hash of), `execution`,
+    `versions`. Raises DataError when the document is not a plan, or not the one it says it is.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = dict(document)
+        try:
+            self.identity: dict[str, Any] = self.document["identity"]
+            self.fingerprint: str = self.document["fingerprint"]
+            self.num_images = int(self.identity["run"]["num_images"])
+            self.batch_size = int(self.identity["run"]["batch_size"])
+            self.seed = int(self.identity["run"]["seed"])
+            self.num_classes = int(self.identity["teacher"]["num_classes"])
+            self.format: str = self.identity["output"]["format"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"plan.json: not a plan of this version ({error!r} is missing or wrong)") from None
+        if _fingerprint(self.identity) != self.fingerprint:
+            raise DataError("plan.json: its fingerprint does not match its content; it was changed by hand")
+
+    @property
+    def fp12(self) -> str:
+        """The 12 hex digits of the fingerprint that begin every key of the run."""
+        return self.fingerprint[:12]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label."""
+        return tuple(self.identity["teacher"]["classes"])
+
+    @property
+    def input_px(self) -> int:
+        """The side of every image, in pixels."""
+        return int(self.identity["teacher"]["input_px"])
+
+    @property
+    def normalization(self) -> Normalization:
+        """The teacher's mean and std."""
+        teacher = self.identity["teacher"]
+        return Normalization(mean=tuple(teacher["mean"]), std=tuple(teacher["std"]))
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks, which is the number of shards and of commits of a complete run."""
+        return -(-self.num_images // self.batch_size)
+
+    def rows(self, index: int) -> int:
+        """Returns the number of images that task `index` commits."""
+        return min(self.batch_size, self.num_images - index * self.batch_size)
+
+    def labels(self, index: int) -> Any:
+        """Returns the `(B,)` int64 labels of task `index`: image j of the run has `perm[j mod C]`."""
+        first = index * self.batch_size
+        return self._permutation[np.arange(first, first + self.batch_size) % self.num_classes]
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.num_tasks))]
+        if not -self.num_tasks <= index < self.num_tasks:
+            raise IndexError(f"task {index}: the plan has tasks 0..{self.num_tasks - 1}")
+        index %= self.num_tasks
+        return Task(
+            index=index,
+            seed=_first_8_bytes(f"{self.seed}/{index}"),
+            labels=self.labels(index),
+            rows=self.rows(index),
+        )
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[i] for i in range(self.num_tasks))
+
+    @cached_property
+    def _permutation(self) -> Any:
+        # Ordered by hash: frozen for ever, where a library's shuffle may change with its version.
+        order = sorted(range(self.num_classes), key=lambda c: _first_8_bytes(f"{self.seed}/class/{c}"))
+        return np.array(order, dtype=np.int64)
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns `section.key: theirs -> ours` for every leaf in which two identities differ."""
+    lines: list[str] = []
+    for key in sorted(set(ours) | set(theirs)):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differing_fields(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {_short(b)} there, {_short(a)} here")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _fingerprint(identity: Mapping[str, Any]) -> str:
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _first_8_bytes(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
