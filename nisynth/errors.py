@@ -40,16 +40,18 @@ class TaskFailure(NisynthError):
     """One attempt at a task failed; `kind` says why, in one of the words the driver counts by.
 
     Kinds that burn the task's budget: `not_finite`, `quality_gate`, `out_of_memory`, `raised`.
+    trace: the traceback of what was raised, for the quarantine record; empty where the message is all.
     """
 
     exit_code = 4
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, trace: str = "") -> None:
         super().__init__(message)
         self.kind = kind
+        self.trace = trace
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.kind, str(self))
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.kind, str(self), self.trace)
 
 
 class BudgetExceeded(NisynthError):

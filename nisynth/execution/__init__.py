@@ -44,7 +44,11 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a driver leaves behind when it ends: counts read back from storage, and why it ended."""
+    """What a driver leaves behind when it ends: counts read back from storage, and why it ended.
+
+    executed: tasks that this driver's workers committed. teacher_accuracy: of the teacher on all
+    decoded images, 0..1; None while the run is not complete.
+    """
 
     url: str
     fingerprint: str
@@ -56,6 +60,7 @@ class RunReport:
     seconds: float
     exit_code: int
     message: str
+    teacher_accuracy: float | None = None
 
     @property
     def complete(self) -> bool:

@@ -1,0 +1,63 @@
+"""The verbs: parse, call, print. `main` turns what went wrong into one line and a documented exit code."""
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+import typer
+from rich.console import Console
+
+from nisynth.errors import NisynthError, Stopped
+
+EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usage, config or plan mismatch;
+3 partial within max_failed_tasks; 4 too many failed tasks; 5 stalled; 6 storage; 7 stopped by SIGTERM or
+a limit, run again to resume; 70 a bug of nisynth; 130 Ctrl-C."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Synthesize a labelled image set from a pre-trained classifier alone, and compress a model with it.",
+    epilog=EXIT_CODES.replace("\n", " "),
+)
+
+
+def main() -> None:
+    """Runs the command line and exits with the code that says how it ended."""
+    from nisynth.cli import runs  # noqa: F401  registers the verbs
+
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        return _say("stopped by Ctrl-C; run again to resume", 130)
+    except KeyboardInterrupt:
+        return _say("stopped by Ctrl-C; run again to resume", 130)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except NisynthError as error:
+        return _say(f"error: {error}", error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return _say("that was a bug of nisynth, please report it with the lines above; nothing is lost", 70)
+
+
+def _say(line: str, exit_code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"nisynth: {line}", markup=False)
+    return exit_code
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Stopped("stopped by SIGTERM; run again to resume")

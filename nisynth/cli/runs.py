@@ -1,0 +1,198 @@
+"""The verbs of a run: plan, run, status, verify, retry, redo, gc, preview, teachers."""
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nisynth.cli import app
+from nisynth.commits import Run, audit
+from nisynth.commits.status import status as read_status
+from nisynth.config import RunConfig, load_config
+from nisynth.errors import ConfigError
+from nisynth.execution import drive
+from nisynth.progress import format_seconds, make_observer
+from nisynth.storage import open_store
+from nisynth.teachers import architectures
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
+]
+UrlArgument = Annotated[
+    str, typer.Argument(metavar="URL", help="The run: a folder or s3://bucket/prefix.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Override a config value, e.g. run.num_images=1024.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for a machine to read.")]
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    store: Annotated[str, typer.Option(help="A run's URL: also say what is committed there already.")] = "",
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would do: tasks, images, bytes, fingerprint. Reads the weights once; needs no GPU."""
+    resolved = load_config(config, set_)
+    planned = drive.plan_run(resolved)
+    facts: dict[str, Any] = {
+        "tasks": planned.num_tasks,
+        "images": planned.num_images,
+        "estimated_bytes": planned.num_images * _bytes_per_image(planned.format, planned.input_px),
+        "fingerprint": planned.fingerprint,
+    }
+    if store:
+        facts["committed"] = len(Run(open_store(store), planned).committed())
+    if as_json:
+        out.print_json(json.dumps({**facts, "identity": planned.identity}))
+        return
+    _note_last_batch(resolved)
+    for name, value in facts.items():
+        out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    store: Annotated[str, typer.Option(help="Where the run lives: a folder or s3://bucket/prefix.")],
+    executor: Annotated[str, typer.Option(help="`local`: one worker in this process; `ray`: actors.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Actors (execution.workers).")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
+    set_: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> int:
+    """Synthesize what is missing at the URL. Run it again to resume: what is committed never runs twice."""
+    if executor not in ("local", "ray"):
+        raise ConfigError(f"--executor {executor!r}: use local or ray")
+    overrides = [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]
+    resolved = load_config(config, overrides)
+    if not as_json:
+        _note_last_batch(resolved)
+    report = drive.run(
+        resolved, store, executor="ray" if executor == "ray" else "local", address=address, observer=make_observer()
+    )
+    if as_json:
+        out.print_json(json.dumps(dataclasses.asdict(report)))
+        return report.exit_code
+    out.print(
+        f"{report.message}: {report.committed:,} of {report.planned:,} tasks, {report.images:,} images"
+        f" at {report.url}; {report.executed:,} tasks run now in {format_seconds(report.seconds)}"
+    )
+    if report.teacher_accuracy is not None:
+        out.print(f"the teacher recognises {report.teacher_accuracy:.1%} of the decoded images")
+    return report.exit_code
+
+
+@app.command()
+def status(url: UrlArgument, as_json: JsonOption = False) -> None:
+    """Say how far a run is, from its storage alone."""
+    found = read_status(Run.open(open_store(url)))
+    if as_json:
+        out.print_json(json.dumps(dataclasses.asdict(found)))
+        return
+    eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
+    state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
+    out.print(f"{found.url}: {state}")
+    out.print(
+        f"{found.committed:,} of {found.planned:,} tasks committed, {found.quarantined:,} quarantined,"
+        f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
+    )
+
+
+@app.command()
+def verify(
+    url: UrlArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Also fetch, hash and decode every shard.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label."""
+    observer = make_observer(unit="shards")
+    verdict = audit.verify(Run.open(open_store(url)), deep, observer.checked)
+    if as_json:
+        document = {"checked": verdict.checked, "problems": [dataclasses.asdict(p) for p in verdict.problems]}
+        out.print_json(json.dumps({"ok": not verdict.problems, **document}))
+    else:
+        for problem in verdict.problems:
+            out.print(problem.text, markup=False)
+        end = f"{len(verdict.problems)} problems; `nisynth redo {url} --bad`, then run again" if verdict.problems else "all sound"
+        out.print(f"{verdict.checked:,} commits checked{' deeply' if deep else ''}: {end}")
+    return 1 if verdict.problems else 0
+
+
+@app.command()
+def retry(url: UrlArgument) -> None:
+    """Lift every quarantine, so that the next run tries those tasks again."""
+    tasks = Run.open(open_store(url)).retry()
+    out.print(f"{len(tasks)} quarantines lifted{_list(tasks)}; run again to try them")
+
+
+@app.command()
+def redo(
+    url: UrlArgument,
+    task: Annotated[list[int], typer.Option("--task", help="A task to make again; may be repeated.")] = [],  # noqa: B006
+    bad: Annotated[bool, typer.Option("--bad", help="Every task that `verify --deep` finds bad.")] = False,
+) -> None:
+    """Remove the commits of bad shards, so that the next run makes them again."""
+    if bool(task) == bad:
+        raise ConfigError("redo: name the tasks with --task N, or say --bad")
+    opened = Run.open(open_store(url))
+    tasks = audit.verify(opened, deep=True).bad_tasks if bad else task
+    removed = audit.redo(opened, tasks)
+    out.print(f"{len(removed)} commits removed{_list(removed)}; run again to make what is missing")
+
+
+@app.command()
+def gc(url: UrlArgument) -> None:
+    """Delete shards that lost to another attempt's commit; nothing else is ever deleted."""
+    deleted = audit.gc(Run.open(open_store(url)))
+    out.print(f"{len(deleted)} losing shards deleted")
+
+
+@app.command()
+def preview(
+    url: UrlArgument,
+    output: Annotated[str, typer.Option("--output", "-o", help="The PNG to write.")] = "preview.png",
+    rows: Annotated[int, typer.Option(help="Images per class.")] = 10,
+) -> None:
+    """Draw a contact sheet, one class per column, at any time of a run."""
+    from nisynth.report.preview import draw_preview
+
+    count = draw_preview(Run.open(open_store(url)), output, rows)
+    out.print(f"{output}: {count} images")
+
+
+@app.command()
+def teachers() -> None:
+    """List the networks that the registry knows; any other by `arch: package.module:factory`."""
+    table = Table("arch", "parameters", "taps at 32 px", "note", box=None)
+    for info in architectures():
+        table.add_row(info.name, f"{info.num_parameters:,}", info.taps, info.note)
+    out.print(table)
+
+
+def _note_last_batch(config: RunConfig) -> None:
+    left = config.run.num_images % config.run.batch_size
+    if left:
+        Console(stderr=True, soft_wrap=True).print(
+            f"note: run.num_images {config.run.num_images} is not a multiple of run.batch_size"
+            f" {config.run.batch_size}: the last task synthesizes a full batch and keeps {left}",
+            highlight=False,
+        )
+
+
+def _bytes_per_image(format_: str, side_px: int) -> int:
+    """Float32 is exact; a PNG of a synthesized image takes about what its raw pixels do."""
+    raw = 3 * side_px * side_px
+    return 4 * raw + 8 if format_ == "npz" else raw
+
+
+def _list(tasks: list[int]) -> str:
+    shown = ", ".join(str(task) for task in tasks[:10])
+    return f" ({shown}{', ...' if len(tasks) > 10 else ''})" if tasks else ""

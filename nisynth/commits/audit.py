@@ -1,0 +1,136 @@
+"""Looking back at a run: `verify` judges what is committed, `redo` un-commits, `gc` sweeps losers."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from nisynth.commits.records import Commit, commit_key, quarantine_key
+from nisynth.commits.run import Run
+from nisynth.commits.seal import READERS, delete_losers, read_commits, read_manifest, unseal
+from nisynth.errors import ConfigError, DataError
+from nisynth.shards import decode
+from nisynth.storage import NotFound
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing about one task (or, with task None, about the seal) that is not as it should be."""
+
+    task: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: how many commits it judged, and every problem."""
+
+    checked: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def bad_tasks(self) -> list[int]:
+        """The tasks that `redo --bad` would un-commit."""
+        return sorted({p.task for p in self.problems if p.task is not None})
+
+
+def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] | None = None) -> Verdict:
+    """Judges every commit of a run: readable, its shard there and of the right size.
+
+    deep: fetch each shard, compare its sha256, decode every image, compare labels with the plan. An
+    incomplete run is no problem, unless `_SUCCESS` claims that it is complete. Raises StorageError.
+    """
+    tasks = sorted(run.committed())
+    problems: list[Problem] = []
+    with ThreadPoolExecutor(READERS if not deep else 4) as pool:
+        for number, found in enumerate(pool.map(lambda task: _judge(run, task, deep), tasks), 1):
+            problems += found
+            if on_checked is not None:
+                on_checked(number, len(tasks))
+    problems += _judge_seal(run, set(tasks), any(problems))
+    return Verdict(checked=len(tasks), problems=tuple(problems))
+
+
+def redo(run: Run, tasks: Iterable[int]) -> list[int]:
+    """Removes the commits (and quarantines) of `tasks`, so that the next run makes them again; returns those removed.
+
+    The only verb that deletes commits; it takes the seal off first. The old shards stay until their
+    task has a new commit.
+    """
+    wanted = sorted(set(tasks))
+    for task in wanted:
+        if not 0 <= task < run.plan.num_tasks:
+            raise ConfigError(f"task {task}: the run has tasks 0..{run.plan.num_tasks - 1}")
+    unseal(run)
+    removed = run.committed().intersection(wanted)
+    for task in wanted:
+        run.store.delete(commit_key(run.plan.fp12, task))
+        run.store.delete(quarantine_key(run.plan.fp12, task))
+    return sorted(removed)
+
+
+def gc(run: Run) -> list[str]:
+    """Deletes shards that lost to another attempt's commit, by what the commits say; returns their keys."""
+    tasks = {task for _, task, _, _ in run.shards()} & run.committed()
+    winners: dict[int, str] = {}
+    for task in tasks:
+        try:
+            commit = run.read(task)
+        except DataError:
+            continue  # a damaged commit names no winner: leave its shards alone
+        if commit is not None:
+            winners[task] = commit.attempt
+    return delete_losers(run, winners)
+
+
+def _judge(run: Run, task: int, deep: bool) -> list[Problem]:
+    try:
+        commit = run.read(task)
+    except DataError as error:
+        return [Problem(task, str(error))]
+    if commit is None:  # listed, then gone: redo was quicker
+        return []
+    if commit.rows != run.plan.rows(task) or commit.seed != run.plan[task].seed:
+        return [Problem(task, f"task {task}: rows or seed of its commit are not the plan's")]
+    try:
+        if not deep:
+            size = run.store.size_bytes(commit.shard)
+            wrong = f"has {size} bytes, its commit says {commit.bytes}" if size != commit.bytes else None
+        else:
+            wrong = _judge_content(run, commit, run.store.get(commit.shard))
+    except NotFound:
+        wrong = "is missing"
+    return [Problem(task, f"task {task}: {commit.shard} {wrong}")] if wrong else []
+
+
+def _judge_content(run: Run, commit: Commit, data: bytes) -> str | None:
+    if len(data) != commit.bytes or hashlib.sha256(data).hexdigest() != commit.sha256:
+        return "is damaged: its sha256 is not its commit's"
+    try:
+        shard = decode(data, run.plan.format, normalization=run.plan.normalization, max_px=run.plan.input_px)
+    except DataError as error:
+        return f"does not decode: {error}"
+    labels = shard.labels.tolist()
+    if labels != run.plan.labels(commit.task)[: commit.rows].tolist():
+        return "holds other labels than the plan's"
+    if tuple(shard.pixels.shape) != (commit.rows, 3, run.plan.input_px, run.plan.input_px):
+        return f"holds images of shape {tuple(shard.pixels.shape)}"
+    return None
+
+
+def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
+    if not run.sealed:
+        return []
+    missing = sorted(set(range(run.plan.num_tasks)) - committed)
+    if missing:
+        return [Problem(task, f"task {task}: not committed, though _SUCCESS says that the run is complete") for task in missing]
+    if damaged:
+        return []
+    try:
+        rows = read_manifest(run)
+    except DataError as error:
+        return [Problem(None, str(error))]
+    commits = read_commits(run)
+    if [(r.task, r.sha256) for r in rows] != [(c.task, c.sha256) for c in commits]:
+        return [Problem(None, f"{run.store.url}: the manifest lists other shards than the commits; `nisynth redo URL --bad`")]
+    return []

@@ -1,0 +1,196 @@
+"""The end of a run: every commit read and checked, then manifest, dataset card and `_SUCCESS`, in this order.
+
+Sealing is idempotent and tried at the end of every run. The manifest is a pure function of the commits
+(sorted by task, no time, no curves), so drivers that race write the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nisynth.commits.records import Commit
+from nisynth.commits.run import SUCCESS_KEY, Run
+from nisynth.errors import DataError, IncompleteRun
+from nisynth.shards import to_parquet
+from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, StorageError, Store
+
+MANIFEST_KEY = "manifest.parquet"
+CARD_KEY = "README.md"
+READERS = 16
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One shard of the finished set: what a consumer needs to fetch and check it."""
+
+    task: int
+    attempt: str
+    shard: str
+    bytes: int
+    rows: int
+    sha256: str
+    seed: int
+    teacher_accuracy: float
+
+
+def seal(run: Run) -> bool:
+    """Finishes a run whose tasks are all committed; False when some are not.
+
+    Every commit is read and every shard's size checked first. Losers' shards are deleted. Raises
+    DataError when a commit or shard is damaged, StorageError when the store cannot say.
+    """
+    if len(run.committed()) < run.plan.num_tasks:
+        return False
+    commits = read_commits(run)
+    if len(commits) < run.plan.num_tasks:
+        return False
+    _check_sizes(run, commits)
+    delete_losers(run, {c.task: c.attempt for c in commits})
+    manifest = encode_manifest(run, commits)
+    _create_same(run.store, MANIFEST_KEY, manifest)
+    _create_same(run.store, CARD_KEY, _card(run, commits).encode())
+    _create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
+    return True
+
+
+def read_commits(run: Run) -> list[Commit]:
+    """Returns every commit of the run, by task, each one fetched and checked; missing ones are left out."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(run.read, range(run.plan.num_tasks))
+        return [commit for commit in found if commit is not None]
+
+
+def delete_losers(run: Run, winners: dict[int, str]) -> list[str]:
+    """Deletes shards whose task's commit names another attempt, and nothing else; returns their keys."""
+    losers = [key for key, task, attempt, _ in run.shards() if winners.get(task, attempt) != attempt]
+    for key in losers:
+        run.store.delete(key)
+    return losers
+
+
+def encode_manifest(run: Run, commits: list[Commit]) -> bytes:
+    """Returns the roll-up of the commits as Parquet, one row a shard, the plan's identity in its metadata."""
+    ordered = sorted(commits, key=lambda c: c.task)
+    plain = ("task", "attempt", "shard", "bytes", "rows", "sha256")
+    columns = {name: [getattr(commit, name) for commit in ordered] for name in plain}
+    columns["seed"] = [f"{commit.seed:016x}" for commit in ordered]
+    columns["teacher_accuracy"] = [float(commit.figures.get("teacher_accuracy", 0.0)) for commit in ordered]
+    plan = {"fingerprint": run.plan.fingerprint, "identity": run.plan.identity}
+    return to_parquet(
+        pa.table(columns).replace_schema_metadata({"nisynth": json.dumps(plan, sort_keys=True)})
+    )
+
+
+def read_manifest(run: Run) -> list[ManifestRow]:
+    """Returns the rows of a sealed run's manifest, after its hash was compared with `_SUCCESS`.
+
+    Raises IncompleteRun when the run is not sealed, DataError when the manifest is damaged.
+    """
+    try:
+        expected = run.store.get(SUCCESS_KEY).decode(errors="replace").strip()
+        data = run.store.get(MANIFEST_KEY)
+    except NotFound:
+        raise IncompleteRun(
+            f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume, or pass allow_partial"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise DataError(f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says; `nisynth redo URL --bad`")
+    return list(_rows(data))
+
+
+def _rows(data: bytes) -> Iterator[ManifestRow]:
+    for row in pq.read_table(pa.BufferReader(data)).to_pylist():
+        yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
+
+
+def unseal(run: Run) -> None:
+    """Takes the seal off, `_SUCCESS` first, so that no reader meets a manifest of commits that are gone."""
+    for key in (SUCCESS_KEY, MANIFEST_KEY, CARD_KEY):
+        run.store.delete(key)
+
+
+def _check_sizes(run: Run, commits: list[Commit]) -> None:
+    sizes = {key: size for key, _, _, size in run.shards()}
+
+    def problem(commit: Commit) -> str | None:
+        size = sizes.get(commit.shard)
+        if size is None:  # a listing may lag: the object itself decides
+            try:
+                size = run.store.size_bytes(commit.shard)
+            except NotFound:
+                return f"task {commit.task}: {commit.shard} is missing"
+        if size != commit.bytes:
+            return f"task {commit.task}: {commit.shard} has {size} bytes, its commit says {commit.bytes}"
+        return None
+
+    problems = [p for p in map(problem, commits) if p]
+    if problems:
+        raise DataError(
+            f"{run.store.url}: {len(problems)} bad shards, first {problems[0]}; `nisynth redo {run.store.url} --bad`, then run again"
+        )
+
+
+def _create_same(store: Store, key: str, data: bytes) -> None:
+    for _ in range(TRIES):
+        try:
+            store.create(key, data)
+            return
+        except (AlreadyExists, OutcomeUnknown):
+            try:
+                if store.get(key) == data:
+                    return
+            except NotFound:
+                continue
+            raise DataError(
+                f"{store.url}/{key}: exists with another content than the commits give; `nisynth redo {store.url} --bad` unseals the run"
+            ) from None
+    raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
+
+
+def _card(run: Run, commits: list[Commit]) -> str:
+    plan = run.plan
+    teacher, method = plan.identity["teacher"], plan.identity["method"]
+    names = "\n".join(f"            '{i}': {json.dumps(name)}" for i, name in enumerate(plan.classes))
+    size = f"{plan.input_px}x{plan.input_px}"
+    files = f"data/{plan.fp12}-*.{plan.format}"
+    features = f"""
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+{names}
+  splits:
+  - name: train
+    num_examples: {plan.num_images}
+configs:
+- config_name: default
+  data_files: {files}"""
+    return f"""---
+pretty_name: {method["name"]} images of {teacher["arch"]}
+tags: [synthetic, data-free, model-inversion]{features if plan.format == "parquet" else ""}
+---
+# {plan.num_images:,} synthetic images, {size}, {plan.num_classes} classes
+
+Synthesized from a pre-trained classifier alone; no image of its training data was read.
+
+| | |
+| --- | --- |
+| fingerprint | `{plan.fingerprint}` |
+| teacher | {teacher["arch"]}, weights sha256 `{teacher["weights_sha256"]}` |
+| method | {method["name"]}, {method.get("iterations", 0):,} iterations, batch {plan.batch_size}, seed {plan.seed} |
+| shards | {len(commits):,} {plan.format} files, {sum(c.bytes for c in commits):,} bytes |
+| normalization | mean {teacher["mean"]}, std {teacher["std"]} |
+
+`plan.json` holds the whole config, `commits/` the provenance of every shard (seed, losses, timings,
+versions), `manifest.parquet` the list of shards with their sha256.
+"""

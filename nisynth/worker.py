@@ -1,0 +1,163 @@
+"""One task, start to commit: synthesize, judge, encode, put the shard, create the commit.
+
+A worker is a plain object that lives as long as its process; an actor is a worker inside Ray, and the
+local executor holds one directly. It loads the teacher once. A lock around the compute lets a second
+thread synthesize while the first encodes and uploads.
+"""
+
+import hashlib
+import os
+import platform
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nisynth import __version__
+from nisynth.batch import ImageBatch
+from nisynth.commits import Commit, Outcome, Receipt, Run
+from nisynth.config import RunConfig
+from nisynth.errors import NisynthError, PlanMismatch, TaskFailure
+from nisynth.plan import make_plan
+from nisynth.shards import encode
+from nisynth.storage import open_store
+from nisynth.synthesis import StepCallback, make_synthesizer
+from nisynth.teachers import load_teacher
+
+
+class Worker:
+    """Executes tasks of one run, one at a time per thread; its result is what it commits.
+
+    Raises TeacherError when the teacher cannot be loaded, PlanMismatch when the teacher here gives
+    another fingerprint than the driver's.
+    """
+
+    def __init__(self, config: RunConfig, fingerprint: str, store_url: str, device: str | None = None) -> None:
+        torch.set_num_threads(config.execution.cpu_threads)
+        self.config = config
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = f"{socket.gethostname()}/{os.getpid()}"
+        self.teacher = load_teacher(config.teacher, self.device)
+        plan = make_plan(config, self.teacher.identity)
+        if plan.fingerprint != fingerprint:
+            raise PlanMismatch(
+                f"worker {self.name}: plans fingerprint {plan.fp12}, the driver {fingerprint[:12]};"
+                " teacher.weights differ between the two machines, or their nisynth does"
+            )
+        self.plan = plan
+        self.run = Run(open_store(store_url), plan)
+        self.synthesizer = make_synthesizer(
+            config.method, config.engine, self.teacher, log_every=config.execution.log_every
+        )
+        self._compute = threading.Lock()
+        self._versions = {
+            "nisynth": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def execute(self, index: int, attempt: str, on_step: StepCallback | None = None) -> Receipt:
+        """Returns the receipt of one attempt at task `index`; its seconds begin when compute does.
+
+        attempt: a uuid4 that the driver drew. on_step also gets a call with iteration 0 when the
+        compute begins. Raises TaskFailure (`not_finite`, `out_of_memory`, `quality_gate`, `raised`),
+        StorageError.
+        """
+        task = self.plan[index]
+        with self._compute:
+            clock = _Stopwatch()
+            if on_step is not None:
+                on_step(0, {})
+            try:
+                batch = self.synthesizer.synthesize(task, on_step)
+                clock.lap("synthesize")
+                accuracy = self._judge(batch)
+            except NisynthError:
+                raise
+            except Exception as error:  # anyone's network runs in there, and may raise anything
+                line = (str(error).splitlines() or [""])[0][:300]
+                message = f"task {index}: {type(error).__name__}: {line}"
+                raise TaskFailure("raised", message, traceback.format_exc()) from error
+            clock.lap("judge")
+        data = encode(batch, self.config.output, self.teacher.normalization, self.teacher.classes)
+        clock.lap("encode")
+        shard = self.run.put_shard(index, attempt, data)
+        clock.lap("put")
+        figures = {**batch.figures, "teacher_accuracy": accuracy}
+        commit = self._record(batch, attempt, shard, data, figures, clock.laps | batch.timings_s)
+        if self.config.execution.single_writer:
+            return self._receipt(commit, "unknown", clock, commit)
+        outcome = self.run.commit(commit)
+        clock.lap("commit")
+        return self._receipt(commit, outcome, clock)
+
+    def _judge(self, batch: ImageBatch) -> float:
+        images, labels = batch.kept
+        pixels = self.teacher.normalization.to_pixels(images, self.config.output.pixels)
+        accuracy = self.teacher.accuracy(pixels.to(self.device), labels.to(self.device))
+        gate = self.config.execution.quality_gate
+        if not accuracy >= gate:
+            raise TaskFailure(
+                "quality_gate",
+                f"task {batch.task.index}: the teacher recognises {accuracy:.1%} of the decoded images,"
+                f" under execution.quality_gate {gate:.1%}; check teacher.mean/std and method.iterations",
+            )
+        return accuracy
+
+    def _record(
+        self,
+        batch: ImageBatch,
+        attempt: str,
+        shard: str,
+        data: bytes,
+        figures: Mapping[str, Any],
+        timings_s: Mapping[str, float],
+    ) -> Commit:
+        return Commit(
+            task=batch.task.index,
+            attempt=attempt,
+            shard=shard,
+            bytes=len(data),
+            rows=batch.task.rows,
+            sha256=hashlib.sha256(data).hexdigest(),
+            seed=batch.task.seed,
+            fingerprint=self.plan.fingerprint,
+            curve=batch.curve,
+            figures=dict(figures),
+            timings_s={stage: round(seconds, 6) for stage, seconds in timings_s.items()},
+            device=torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.machine(),
+            versions=self._versions,
+            finished_at=time.time(),
+        )
+
+    def _receipt(
+        self, commit: Commit, outcome: Outcome, clock: "_Stopwatch", record: Commit | None = None
+    ) -> Receipt:
+        return Receipt(
+            task=commit.task,
+            attempt=commit.attempt,
+            outcome=outcome,
+            rows=commit.rows,
+            seconds=clock.laps,
+            figures=commit.figures,
+            worker=self.name,
+            commit=record,
+        )
+
+
+class _Stopwatch:
+    """Seconds by stage, each lap since the one before."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._last
+        self._last = now
+
