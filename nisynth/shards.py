@@ -1,0 +1,329 @@
+"""One batch <-> the bytes of one file: Parquet (8-bit images, any tool opens it) or NPZ (exact floats).
+
+Encoding is a pure function of the batch: no time, no randomness, the same bytes for the same libraries.
+Decoding trusts nothing, since a bucket is not ours alone: sizes are checked against the length of the file
+before anything is allocated, nothing is unpickled, and whatever is wrong becomes one `DataError`.
+
+Parquet is stored uncompressed and PLAIN: PNG does not compress further, and a reader can then refuse every
+encoding in which a small file unfolds into a large table. A footer has no checksum of its own and pyarrow
+aborts the process on some damaged ones, so the metadata carries a seal, the sha256 of the file with the
+seal's digits set to zero, and no byte reaches pyarrow before it is checked. NPZ is a zip of stored arrays,
+each with a CRC.
+"""
+
+import hashlib
+import io
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+
+from nisynth.batch import ImageBatch, Normalization, Pixels
+from nisynth.errors import DataError
+
+Format = Literal["parquet", "npz"]
+Int64 = npt.NDArray[np.int64]
+
+PNG_COMPRESS_LEVEL = 6
+MAX_PIXEL_BYTES = 1 << 30
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_COLUMNS = {"image": _IMAGE, "label": pa.int64(), "task": pa.int64(), "index_in_task": pa.int64()}
+_MEMBERS = {"images": ("<f4", 4), "labels": ("<i8", 1), "task": ("<i8", 0), "index_in_task": ("<i8", 1)}
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00[\x00-\xff]{2}"
+    rb"\{'descr': '(<[fi][48])', 'fortran_order': False, 'shape': \(([0-9, ]{0,60})\), \} *\n"
+)
+_SEAL = b"nisynth-shard-1 sha256:"
+_BLANK = b"0" * 64
+_PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, RuntimeError, OverflowError)
+_ZIP_ERRORS = (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, RuntimeError, struct.error)
+_PNG_ERRORS = (SyntaxError, ValueError, OSError, EOFError, KeyError, IndexError, TypeError, struct.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What a shard holds.
+
+    `parquet`: PNG images, labels with class names. `npz`: the exact normalized float32 tensor.
+    pixels: how floats become 8 bits, see `Normalization.to_pixels`.
+    """
+
+    format: Format = "parquet"
+    pixels: Pixels = "clamp"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A decoded shard of N images.
+
+    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. images: `(N, 3, H, W)` float32, normalized, for NPZ;
+    None for Parquet. task: the task's index in the run. index: `(N,)` int64, 0..N-1, the place in the task.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    images: Tensor | None
+    task: int
+    index: Int64
+
+
+def encode(
+    batch: ImageBatch, output: OutputConfig, normalization: Normalization, classes: Sequence[str]
+) -> bytes:
+    """Returns the shard of the batch's kept rows; the same batch gives the same bytes.
+
+    Raises ValueError when a label has no class name (a bug of the method, not of the user).
+    """
+    images, labels = batch.kept
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        raise ValueError(f"task {batch.task.index}: labels do not fit {len(classes)} classes")
+    if output.format == "npz":
+        return _encode_npz(images, labels, batch.task.index)
+    return _encode_parquet(normalization.to_pixels(images, output.pixels), labels, batch.task.index, classes)
+
+
+def decode(
+    data: bytes,
+    format: Format,
+    *,
+    normalization: Normalization | None = None,
+    pixels: Pixels = "clamp",
+    num_classes: int | None = None,
+    max_px: int = 4096,
+) -> Shard:
+    """Returns the shard that `encode` wrote.
+
+    normalization (required for NPZ) and pixels: how an NPZ shard's floats become `Shard.pixels`.
+    num_classes: labels must lie below it; a Parquet shard is always held to its own class names.
+    max_px: the largest height or width accepted. Raises DataError for bytes that are no such shard.
+    """
+    if format == "npz":
+        if normalization is None:
+            raise ValueError("decoding an NPZ shard needs a normalization")
+        shard = _decode_npz(data, normalization, pixels, max_px)
+    else:
+        shard = _decode_parquet(data, max_px)
+    if num_classes is not None and int(shard.labels.max()) >= num_classes:
+        raise DataError(
+            f"{format} shard of task {shard.task}: label {int(shard.labels.max())} has no class, "
+            f"the run has {num_classes} (0..{num_classes - 1})"
+        )
+    return shard
+
+
+def features(classes: Sequence[str]) -> dict[str, Any]:
+    """Returns the Hugging Face `datasets` features of a Parquet shard, as its metadata spells them."""
+    value = {"dtype": "int64", "_type": "Value"}
+    label = {"names": list(classes), "_type": "ClassLabel"}
+    return {"image": {"_type": "Image"}, "label": label, "task": value, "index_in_task": value}
+
+
+def to_parquet(table: pa.Table, *, compression: Literal["zstd", "NONE"] = "zstd") -> bytes:
+    """Returns the table as one Parquet file, schema metadata included; same table, same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression=compression, use_dictionary=False, write_statistics=False)
+    return sink.getvalue()
+
+
+def _encode_parquet(pixels: Tensor, labels: Tensor, task: int, classes: Sequence[str]) -> bytes:
+    rows = len(labels)
+    pngs = [_encode_png(image) for image in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+    paths = [f"{task:08d}-{row:04d}.png" for row in range(rows)]
+    numbers = [labels.numpy(), np.full(rows, task, dtype=np.int64), np.arange(rows, dtype=np.int64)]
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features(classes)}}),
+        "nisynth": _SEAL + _BLANK,
+    }
+    image = pa.StructArray.from_arrays([pa.array(pngs, pa.binary()), pa.array(paths)], fields=list(_IMAGE))
+    columns = [image, *(pa.array(column) for column in numbers)]
+    table = pa.Table.from_arrays(columns, schema=pa.schema(list(_COLUMNS.items()), metadata=metadata))
+    return _seal(to_parquet(table, compression="NONE"))
+
+
+def _seal(data: bytes) -> bytes:
+    """Returns the file with its seal set. Raises ValueError when there is no place for one."""
+    start = data.rindex(_SEAL) + len(_SEAL)
+    blank = data[:start] + _BLANK + data[start + len(_BLANK) :]
+    return blank[:start] + hashlib.sha256(blank).hexdigest().encode() + blank[start + len(_BLANK) :]
+
+
+def _decode_parquet(data: bytes, max_px: int) -> Shard:
+    if data[:4] != b"PAR1":
+        raise _damaged("parquet", f"it begins with {data[:12]!r}, not with PAR1")
+    if _SEAL not in data or _seal(data) != data:
+        raise _damaged("parquet", "its bytes do not match the sha256 in its footer (truncated or altered)")
+    try:
+        pngs, numbers, metadata = _read_parquet(data)
+        num_classes = len(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
+    except (*_PARQUET_ERRORS, RecursionError) as error:
+        raise _damaged("parquet", f"cannot be read ({_first_line(error)})") from error
+    task = _check_rows("parquet", numbers["task"], numbers["index_in_task"], numbers["label"], num_classes)
+    pixels = _decode_pngs(pngs, max_px)
+    return Shard(pixels, torch.from_numpy(numbers["label"]), None, task, numbers["index_in_task"])
+
+
+def _read_parquet(data: bytes) -> tuple[list[bytes], dict[str, Int64], Mapping[bytes, bytes]]:
+    # no pre-buffering: it would allocate what the footer claims before the length of the file is looked at
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    _check_footer(file, len(data))
+    pngs: list[bytes] = []
+    parts: list[dict[str, Int64]] = []
+    # few rows at a time, so that a page whose encoding contradicts the footer is caught while it unfolds
+    for rows in file.iter_batches(batch_size=64, use_threads=False):
+        image_bytes = rows["image"].field("bytes")
+        if any(column.null_count for column in (*rows.columns, image_bytes)):
+            raise ValueError("a value is null")
+        pngs += image_bytes.to_pylist()
+        parts.append({name: rows[name].to_numpy() for name in _COLUMNS if name != "image"})
+        if sum(map(len, pngs)) > len(data):
+            raise ValueError("its images are larger than the file")
+    if not pngs:
+        raise ValueError("it has no rows")
+    numbers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return pngs, numbers, file.schema_arrow.metadata
+
+
+def _check_footer(file: pq.ParquetFile, length_bytes: int) -> None:
+    if {field.name: field.type for field in file.schema_arrow} != _COLUMNS:
+        raise ValueError(f"columns are {file.schema_arrow.names}, not {list(_COLUMNS)} of a shard's types")
+    if file.metadata.num_row_groups != 1 or file.metadata.num_rows * 8 > length_bytes:
+        raise ValueError(f"{file.metadata.num_rows} rows in {file.metadata.num_row_groups} groups")
+    group = file.metadata.row_group(0)
+    for position in range(group.num_columns):
+        chunk = group.column(position)
+        if chunk.compression != "UNCOMPRESSED" or not {"PLAIN", "RLE"}.issuperset(chunk.encodings):
+            raise ValueError(f"column {chunk.path_in_schema} is {chunk.compression} {chunk.encodings}")
+
+
+def _encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return sink.getvalue()
+
+
+def _decode_pngs(pngs: Sequence[bytes], max_px: int) -> Tensor:
+    width_px, height_px = _png_size(pngs[0], max_px)
+    if len(pngs) * height_px * width_px * 3 > MAX_PIXEL_BYTES:
+        raise _damaged(
+            "parquet", f"{len(pngs)} images of {width_px}x{height_px} px exceed {MAX_PIXEL_BYTES} bytes"
+        )
+    pixels = np.empty((len(pngs), height_px, width_px, 3), dtype=np.uint8)
+    for row, png in enumerate(pngs):
+        if _png_size(png, max_px) != (width_px, height_px):
+            raise _damaged("parquet", f"image {row} is not {width_px}x{height_px} px like the first")
+        try:
+            image = PngImageFile(io.BytesIO(png))
+            if image.size != (width_px, height_px) or image.mode != "RGB":
+                raise ValueError(f"{image.mode} {image.size}")
+            pixels[row] = np.frombuffer(image.tobytes(), np.uint8).reshape(height_px, width_px, 3)
+        except _PNG_ERRORS as error:
+            raise _damaged("parquet", f"image {row} is no RGB PNG ({_first_line(error)})") from error
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _png_size(png: bytes, max_px: int) -> tuple[int, int]:
+    """Returns (width, height) from the header alone: nothing is decoded before its size is known."""
+    if len(png) < 33 or png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
+        raise _damaged("parquet", "an image is no PNG")
+    width_px, height_px = struct.unpack(">II", png[16:24])
+    if not (0 < width_px <= max_px and 0 < height_px <= max_px):
+        raise _damaged("parquet", f"an image of {width_px}x{height_px} px, the largest accepted is {max_px}")
+    return width_px, height_px
+
+
+def _encode_npz(images: Tensor, labels: Tensor, task: int) -> bytes:
+    arrays = {
+        "images": images.numpy(),
+        "labels": labels.numpy(),
+        "task": np.array(task, dtype=np.int64),
+        "index_in_task": np.arange(len(labels), dtype=np.int64),
+    }
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getvalue())
+    return sink.getvalue()
+
+
+def _decode_npz(data: bytes, normalization: Normalization, how: Pixels, max_px: int) -> Shard:
+    try:
+        arrays = _read_npz(data)
+    except _ZIP_ERRORS as error:
+        raise _damaged("npz", f"cannot be read ({_first_line(error)})") from error
+    floats, labels, index = arrays["images"], arrays["labels"], arrays["index_in_task"]
+    rows, channels, height_px, width_px = floats.shape
+    if channels != 3 or not (0 < height_px <= max_px and 0 < width_px <= max_px) or rows == 0:
+        raise _damaged("npz", f"images have shape {floats.shape}, not (N, 3, up to {max_px}, up to {max_px})")
+    if not len(labels) == len(index) == rows:
+        raise _damaged("npz", f"{rows} images, {len(labels)} labels, {len(index)} indices")
+    if not np.isfinite(floats).all():
+        raise _damaged("npz", "images hold values that are not finite")
+    task = _check_rows("npz", arrays["task"].reshape(1), index, labels, None)
+    images = torch.from_numpy(floats)
+    return Shard(normalization.to_pixels(images, how), torch.from_numpy(labels), images, task, index)
+
+
+def _read_npz(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if sorted(member.filename for member in members) != sorted(f"{name}.npy" for name in _MEMBERS):
+            raise ValueError(f"arrays are {[member.filename[:40] for member in members[:8]]}")
+        if any(
+            member.compress_type != zipfile.ZIP_STORED
+            or not member.file_size == member.compress_size <= len(data)
+            for member in members
+        ):
+            raise ValueError("an array is compressed, a shard's are stored")
+        return {name: _read_npy(name, archive.read(f"{name}.npy")) for name in _MEMBERS}
+
+
+def _read_npy(name: str, member: bytes) -> npt.NDArray[Any]:
+    """Returns a fresh array; numpy's own reader would evaluate the header and allocate what it claims."""
+    dtype, num_dimensions = _MEMBERS[name]
+    header = _NPY_HEADER.match(member)
+    if header is None or header[1].decode() != dtype:
+        raise ValueError(f"{name} is no {dtype} array in npy format 1.0")
+    shape = tuple(int(size) for size in header[2].split(b",") if size.strip())
+    body = memoryview(member)[header.end() :]
+    size_bytes = np.dtype(dtype).itemsize
+    for size in shape:
+        size_bytes *= size
+    if len(shape) != num_dimensions or size_bytes != len(body):
+        raise ValueError(f"{name} claims shape {shape}, {size_bytes} bytes, and has {len(body)}")
+    return np.frombuffer(body, dtype).reshape(shape).copy()
+
+
+def _check_rows(format: Format, tasks: Int64, index: Int64, labels: Int64, num_classes: int | None) -> int:
+    task = int(tasks[0])
+    if task < 0 or bool((tasks != task).any()):
+        raise _damaged(format, f"its rows are not of one task ({task}, ...)")
+    if not np.array_equal(index, np.arange(len(index))):
+        raise _damaged(format, f"index_in_task is not 0..{len(index) - 1}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        raise _damaged(format, f"labels span {low}..{high}, outside its classes")
+    return task
+
+
+def _damaged(format: Format, what: str) -> DataError:
+    return DataError(f"{format} shard is damaged or not ours: {what}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
