@@ -1,0 +1,168 @@
+"""From a TeacherConfig to a Teacher: the network, its weights, and what only one of them knows.
+
+What the config leaves open is taken from a safetensors file's metadata: mean, std, classes, dataset,
+num_classes, input_size.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from nisynth.batch import Normalization
+from nisynth.errors import ConfigError, TeacherError
+from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
+from nisynth.teachers.classes import CLASS_NAMES
+from nisynth.teachers.registry import build_network, find_factory
+from nisynth.teachers.teacher import Teacher
+
+SHIPPED_ARCH = "resnet20"
+SHIPPED_WEIGHTS = "cifar10_resnet20.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Which classifier to invert, and where its weights are.
+
+    arch: a name that `nisynth teachers` prints, or `package.module:factory` (called with kwargs).
+    weights: a path or URL; None takes the shipped CIFAR-10 weights, which arch resnet20 alone has.
+    input_px: side of the square input; the metadata's input_size, else 32.
+    mean, std: per channel, in units of pixel value / 255; the metadata's where not given.
+    classes: names in label order; else the metadata's, else those of its dataset, else "0".."C-1".
+    taps: module names, shallow to deep; else traced.
+    """
+
+    arch: str
+    weights: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    input_px: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    classes: tuple[str, ...] | None = None
+    taps: tuple[str, ...] | None = None
+
+
+def load_teacher(
+    config: TeacherConfig | None = None, device: str | torch.device = "cpu", **fields: Any
+) -> Teacher:
+    """Returns the frozen teacher that a TeacherConfig, or its fields, describe.
+
+    `load_teacher(arch="resnet20")` is the shipped CIFAR-10 teacher. Fields override the config's.
+    Raises ConfigError for a field that cannot be used, TeacherError for a network or weights that
+    cannot, StorageError when a weights URL cannot be read.
+    """
+    config = replace(config, **fields) if config else TeacherConfig(**fields)
+    find_factory(config.arch)  # an unknown name is reported before missing weights
+    checkpoint = _checkpoint(config)
+    num_classes = _num_classes(config, checkpoint)
+    normalization = Normalization(
+        _channels(config.mean, "mean", checkpoint), _channels(config.std, "std", checkpoint)
+    )
+    network = build_network(config.arch, num_classes, **config.kwargs).float()
+    checkpoint.load_into(network, config.arch)
+    teacher = Teacher(
+        network,
+        normalization=normalization,
+        classes=_classes(config, checkpoint, num_classes),
+        arch=config.arch,
+        kwargs=config.kwargs,
+        input_px=_input_px(config, checkpoint),
+        taps=config.taps,
+        device=device,
+    )
+    if teacher.num_classes != num_classes:
+        raise TeacherError(
+            f"teacher.num_classes is {num_classes}, but {config.arch!r} gives {teacher.num_classes} logits"
+        )
+    return teacher
+
+
+def _checkpoint(config: TeacherConfig) -> Checkpoint:
+    if config.weights is not None:
+        return read_checkpoint(config.weights)
+    if config.arch != SHIPPED_ARCH:
+        raise ConfigError(
+            f"teacher.weights is not given, and arch {config.arch!r} has none that ship with nisynth; "
+            f"name a file or URL (only {SHIPPED_ARCH} has)"
+        )
+    shipped = files("nisynth.teachers") / "weights" / SHIPPED_WEIGHTS
+    return parse_checkpoint(shipped.read_bytes(), SHIPPED_WEIGHTS)
+
+
+def _num_classes(config: TeacherConfig, checkpoint: Checkpoint) -> int:
+    dataset = CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
+    stated = checkpoint.metadata.get("num_classes") or config.kwargs.get("num_classes")
+    found = config.num_classes if config.num_classes is not None else stated
+    try:
+        num_classes = int(found or len(config.classes or dataset))
+    except ValueError:
+        raise TeacherError(
+            f"teacher.weights {checkpoint.source}: metadata num_classes is {found!r}, not a number"
+        ) from None
+    if num_classes < 1:
+        raise ConfigError(
+            f"teacher.num_classes is {config.num_classes}, and weights {checkpoint.source} do not say it; "
+            "give the number of classes"
+        )
+    return num_classes
+
+
+def _input_px(config: TeacherConfig, checkpoint: Checkpoint) -> int:
+    stated = checkpoint.metadata.get("input_size", "32")
+    if config.input_px is None and not stated.isdecimal():
+        raise TeacherError(
+            f"teacher.weights {checkpoint.source}: metadata input_size is {stated!r}, not a number of pixels"
+        )
+    input_px = int(stated) if config.input_px is None else config.input_px
+    if input_px < 1:
+        raise ConfigError(
+            f"teacher.input_px is {input_px}; it must be the side of the input in pixels, such as 32"
+        )
+    return input_px
+
+
+def _channels(
+    given: tuple[float, float, float] | None, name: str, checkpoint: Checkpoint
+) -> tuple[float, float, float]:
+    """Returns the config's mean or std, else the metadata's, checked."""
+    stated = checkpoint.metadata.get(name)
+    if given is None and stated is None:
+        raise ConfigError(
+            f"teacher.{name} is not given, and weights {checkpoint.source} do not say it; "
+            "give three numbers in units of pixel value / 255"
+        )
+    try:
+        values = tuple(float(value) for value in (json.loads(stated or "") if given is None else given))
+    except (TypeError, ValueError):
+        values = ()
+    low = 0.0 if name == "mean" else math.nextafter(0.0, 1.0)
+    if len(values) != 3 or not all(low <= value <= 1.0 for value in values):
+        shown = stated if given is None else given
+        raise ConfigError(
+            f"teacher.{name} is {shown} ({'config' if given is not None else checkpoint.source}); it must be "
+            f"three numbers {'from' if name == 'mean' else 'above'} 0 to 1, in units of pixel value / 255"
+        )
+    return values[0], values[1], values[2]
+
+
+def _classes(config: TeacherConfig, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+    if config.classes is not None:
+        return tuple(config.classes)
+    stated = checkpoint.metadata.get("classes")
+    if stated is not None:
+        try:
+            names = json.loads(stated)
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TeacherError(
+                f"teacher.weights {checkpoint.source}: metadata classes is {stated!r}, no JSON list of names"
+            )
+        return tuple(names)
+    named = CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
+    return named if len(named) == num_classes else tuple(str(label) for label in range(num_classes))
