@@ -4,29 +4,41 @@ A method is a frozen Config and a Synthesizer; adding one costs a file here and 
 `make_synthesizer`. Nothing in this package knows of storage or of Ray.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-from nisynth.batch import ImageBatch, Task
+from nisynth.synthesis import naturalinversion, noise
+from nisynth.synthesis.naturalinversion import NaturalInversionConfig
+from nisynth.synthesis.noise import NoiseConfig
+from nisynth.synthesis.protocol import EngineConfig, StepCallback, Synthesizer
+from nisynth.teachers import Teacher
 
-StepCallback = Callable[[int, Mapping[str, float]], None]
-"""Called with (iterations done, loss terms) every `log_every` iterations; may raise to abort the task."""
+__all__ = [
+    "PRESETS",
+    "EngineConfig",
+    "Method",
+    "NaturalInversionConfig",
+    "NoiseConfig",
+    "StepCallback",
+    "Synthesizer",
+    "make_synthesizer",
+]
+
+Method = NaturalInversionConfig | NoiseConfig
+"""Every method's Config; `name` tells them apart."""
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"naturalinversion": naturalinversion.PRESETS}
+"""Fields of published experiments, by method and preset."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Which loop runs the method, and in which arithmetic.
+def make_synthesizer(
+    method: Method, engine: EngineConfig, teacher: Teacher, *, log_every: int = 50
+) -> Synthesizer:
+    """Returns the synthesizer that runs `method` on `teacher` with `engine`, on the teacher's device.
 
-    `plain` is the readable loop (float32, deterministic: the reference). `fast` is the compiled one.
+    `log_every` is the number of iterations between two points of the loss curve. `noise` has no loop and
+    ignores engine and `log_every`. Raises ConfigError when the engine cannot run the method.
     """
-
-    name: Literal["plain", "fast"] = "plain"
-    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-
-
-class Synthesizer(Protocol):
-    """Holds a teacher and a method; long-lived, one task at a time."""
-
-    def synthesize(self, task: Task, on_step: StepCallback | None = None) -> ImageBatch:
-        """Returns the task's full batch. Raises TaskFailure (`not_finite`, `out_of_memory`)."""
+    if isinstance(method, NoiseConfig):
+        return noise.NoiseSynthesizer(teacher)
+    return naturalinversion.make_synthesizer(method, engine, teacher, log_every=log_every)

@@ -1,0 +1,29 @@
+"""NaturalInversion (AAAI-22): one generator per batch, features of the teacher, learned channel scales.
+
+The defaults follow the published code, which made the published images; where the paper says otherwise
+the difference is an option of `NaturalInversionConfig`, documented there. The parts are `generator`,
+`pyramid` and `scaling`, put together by `renderer`; `objective` is Eq. 8; `draws` is all randomness of a
+task; `inversion` is Algorithm 1. Every engine shares all of these and differs only in the loop.
+"""
+
+from nisynth.errors import ConfigError
+from nisynth.synthesis.naturalinversion.config import PRESETS, NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
+from nisynth.synthesis.protocol import EngineConfig, Synthesizer
+from nisynth.teachers import Teacher
+
+__all__ = ["PRESETS", "NaturalInversionConfig", "make_synthesizer"]
+
+
+def make_synthesizer(
+    config: NaturalInversionConfig, engine: EngineConfig, teacher: Teacher, *, log_every: int = 50
+) -> Synthesizer:
+    """Returns the loop that `engine` names. Raises ConfigError when it cannot run as asked."""
+    if engine.name == "fast":
+        raise ConfigError("engine.name 'fast' is not available in this version; set engine.name: plain")
+    if engine.precision not in ("auto", "float32"):
+        raise ConfigError(
+            f"engine.precision {engine.precision!r} needs engine.name: fast; "
+            "the plain engine is float32, so set engine.precision to auto or float32"
+        )
+    return PlainSynthesizer(config, teacher, log_every=log_every)

@@ -1,0 +1,79 @@
+"""Every option of NaturalInversion, with the published code's value as default.
+
+The paper and its published code differ in places; each difference is one field here, and its comment
+says what the paper has. Differences of no consequence for the image are settled without an option: the
+published class of the pyramid has two layers that it never calls, and Eq. 5 counts its features off by
+one against Table 7.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nisynth.errors import ConfigError
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "cifar10": {"iterations": 2000, "bn_weight": 10.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
+    "cifar100": {"iterations": 4000, "bn_weight": 3.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
+}
+"""The fields of the paper's two experiments (appendix, "Experiments Settings")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalInversionConfig:
+    """How one batch is inverted. Raises ConfigError for a value that cannot be used.
+
+    iterations: steps of Algorithm 1's inner loop ("inversion epochs").
+    latent_dim: length of z (Table 6).
+    lr_generator, lr_pyramid, lr_alpha: Adam's rates, no schedule.
+    bn_weight, tv_weight, l2_weight: the lambdas of Eq. 4 and of R_BN.
+    rescale_priors: R_TV and R_l2 times sqrt(256/B), equal to the published code at B=256; false: as is.
+    first_bn_multiplier: weight of the first BatchNorm's term within R_BN.
+    jitter_px, flip: roll by -jitter_px..jitter_px on each axis, and mirror every second time; drawn once
+        per iteration for the generator's image, and once more for the image that the losses see. Paper:
+        neither (0, false).
+    feature_gradient: whether the gradient also flows through the teacher's features into the generator.
+        Implied by the paper; the published code takes the features without gradient.
+    head: `tanh` is tanh(conv1x1(G + m_L)) (Table 7); `sum` is the bare sum of Eq. 7.
+    select: `best` renders the iterate of lowest loss, `last` that of the last iteration (Algorithm 1).
+    """
+
+    name: Literal["naturalinversion"] = "naturalinversion"
+    iterations: int = 2000
+    latent_dim: int = 1024
+    lr_generator: float = 1e-3
+    lr_pyramid: float = 5e-4
+    lr_alpha: float = 5e-2
+    bn_weight: float = 10.0
+    tv_weight: float = 6.0e-3
+    l2_weight: float = 1.5e-5
+    rescale_priors: bool = True
+    first_bn_multiplier: float = 1.0
+    jitter_px: int = 2
+    flip: bool = True
+    feature_gradient: bool = False
+    head: Literal["tanh", "sum"] = "tanh"
+    select: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        for field in ("iterations", "latent_dim"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"method.{field}: {getattr(self, field)} is too small; give 1 or more")
+        if self.jitter_px < 0:
+            raise ConfigError(f"method.jitter_px: {self.jitter_px} is negative; give 0 (no roll) or more")
+        for field in _RATES_AND_WEIGHTS:
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"method.{field}: {value} cannot be used; give a finite number, 0 or more")
+
+
+_RATES_AND_WEIGHTS = (
+    "lr_generator",
+    "lr_pyramid",
+    "lr_alpha",
+    "bn_weight",
+    "tv_weight",
+    "l2_weight",
+    "first_bn_multiplier",
+)

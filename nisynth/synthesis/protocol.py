@@ -1,0 +1,32 @@
+"""The seam between a method and everything around it: `synthesize(task) -> ImageBatch`.
+
+The engine is chosen here and not by the method: the same mathematics runs in a readable loop or in a
+compiled one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from nisynth.batch import ImageBatch, Task
+
+StepCallback = Callable[[int, Mapping[str, float]], None]
+"""Called with (iterations done, loss terms) every `log_every` iterations; may raise to abort the task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Which loop runs the method, and in which arithmetic.
+
+    `plain` is the readable loop (float32, deterministic: the reference). `fast` is the compiled one.
+    """
+
+    name: Literal["plain", "fast"] = "plain"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+
+
+class Synthesizer(Protocol):
+    """Holds a teacher and a method; long-lived, one task at a time."""
+
+    def synthesize(self, task: Task, on_step: StepCallback | None = None) -> ImageBatch:
+        """Returns the task's full batch. Raises TaskFailure (`not_finite`, `out_of_memory`)."""
