@@ -1,0 +1,34 @@
+# Every target sets itself up: .venv/ is made by the first one that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test check static install chaos
+demo: install
+	$(BIN)/nisynth run demo --executor ray --store runs/demo
+	$(BIN)/nisynth verify runs/demo --deep
+	$(BIN)/nisynth preview runs/demo -o runs/demo.png
+	@echo "images: runs/demo/data/*.parquet   contact sheet: runs/demo.png   card: runs/demo/README.md"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: static test
+
+static: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("nisynth needs Python 3.11 or newer; make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing into $(VENV)/ (PyTorch and Ray are large: several GB, a few minutes)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

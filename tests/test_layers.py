@@ -1,0 +1,118 @@
+"""Imports go one way, and heavy libraries have one door each; read from the syntax tree."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
+
+# Lowest first: a module may import from its own layer's package and from layers above it in this list.
+LAYERS = [
+    ["errors"],
+    ["batch", "storage"],
+    ["teachers"],
+    ["plan", "shards"],
+    ["synthesis", "commits"],
+    ["report", "dataset"],
+    ["execution"],
+    ["config"],
+    ["progress"],
+    ["worker"],
+    ["execution.schedule", "consumers"],
+    ["execution.local", "execution.ray", "execution.actors"],
+    ["execution.drive"],
+    ["execution.submit"],
+    ["cli"],
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+DOORS = {
+    "ray": {"execution", "consumers", "cli"},
+    "boto3": {"storage.s3"},
+    "botocore": {"storage.s3"},
+    "pydantic": {"config"},
+    "typer": {"cli"},
+    "matplotlib": {"report"},
+}
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every imported module, also those inside functions, but not those for type checkers alone."""
+    names: set[str] = set()
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def rank(module: str) -> int | None:
+    """The rank of the longest prefix of `module` that the list names."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in RANK:
+            return RANK[prefix]
+    return None
+
+
+@pytest.mark.parametrize(("name", "tree"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_go_one_way(name: str, tree: ast.Module) -> None:
+    if name == "":
+        return  # the package itself: its public names are loaded on first use
+    own = rank(name)
+    assert own is not None, f"nisynth/{name.replace('.', '/')}.py has no layer; add it to LAYERS"
+    for target in imports(tree):
+        if target.startswith("nisynth."):
+            theirs = rank(target.removeprefix("nisynth."))
+            assert theirs is None or theirs <= own, f"{name} imports {target}, which lies above it"
+
+
+@pytest.mark.parametrize(("name", "tree"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_heavy_libraries_have_one_door(name: str, tree: ast.Module) -> None:
+    for library in {target.split(".")[0] for target in imports(tree)} & set(DOORS):
+        assert any(name == door or name.startswith(f"{door}.") for door in DOORS[library]), (
+            f"{name} imports {library}; only {sorted(DOORS[library])} may"
+        )
+
+
+@pytest.mark.parametrize(
+    "module", ["nisynth.synthesis", "nisynth.teachers", "nisynth.dataset", "nisynth.consumers.distill"]
+)
+def test_a_machine_with_only_torch_can_import(module: str) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'boto3', 'pydantic', 'datasets', 'typer'): sys.modules[name] = None\n"
+        f"import {module}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_are_these() -> None:
+    import nisynth
+
+    assert nisynth.__all__ == ["__version__", "load_teacher", "open_dataset", "run"]
+    for name in nisynth.__all__:
+        assert getattr(nisynth, name)
