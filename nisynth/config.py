@@ -41,7 +41,8 @@ class TargetConfig:
             raise ConfigError(f"run.num_images: {self.num_images} is not at least 1")
         if self.batch_size < 2:
             raise ConfigError(
-                f"run.batch_size: {self.batch_size} is not at least 2 (BatchNorm needs a batch); the paper's is 256"
+                f"run.batch_size: {self.batch_size} is not at least 2 (BatchNorm needs a batch);"
+                " the paper's is 256"
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"run.seed: {self.seed} is not within 0..2^63-1")
@@ -100,7 +101,8 @@ def _read(source: str) -> dict[str, Any]:
         text = (resources.files("nisynth") / "configs" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(
-            f"config {source!r}: no such file, and no shipped config of that name; shipped: {', '.join(shipped_configs())}"
+            f"config {source!r}: no such file, and no shipped config of that name;"
+            f" shipped: {', '.join(shipped_configs())}"
         )
     try:
         values = yaml.load(text, Loader=_Loader)
@@ -155,7 +157,9 @@ def _validated(values: dict[str, Any]) -> RunConfig:
     sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name]}
     _check_keys(values, sections, "")
     if "teacher" not in values:
-        raise ConfigError("teacher: missing; name the network, as in `teacher: {arch: resnet34, weights: path}`")
+        raise ConfigError(
+            "teacher: missing; name the network, as in `teacher: {arch: resnet34, weights: path}`"
+        )
     parts = {
         key: _section(key, values.get(key) or {}, owner)
         for key, owner in sections.items()

@@ -14,6 +14,12 @@ class NisynthError(Exception):
     exit_code: ClassVar[int] = 2
 
 
+def one_line(error: BaseException) -> str:
+    """Returns a foreign exception as one line for a message of ours: its type, and how its text begins."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 class ConfigError(NisynthError):
     """A config value, key or combination that cannot be used."""
 

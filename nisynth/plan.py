@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from nisynth import __version__
-from nisynth.batch import Normalization, Task
+from nisynth.batch import Normalization, Pixels, Task
 from nisynth.errors import DataError
+from nisynth.shards import Format
 
 if TYPE_CHECKING:  # consumers make plans from documents on machines without pydantic
     from nisynth.config import RunConfig
+
 
 SCHEMA_VERSION = 1
 NUMERICS_VERSION = 1
@@ -63,9 +65,12 @@ class Plan(Sequence[Task]):
             self.batch_size = int(self.identity["run"]["batch_size"])
             self.seed = int(self.identity["run"]["seed"])
             self.num_classes = int(self.identity["teacher"]["num_classes"])
-            self.format: str = self.identity["output"]["format"]
+            self.format: Format = self.identity["output"]["format"]
+            self.pixels: Pixels = self.identity["output"]["pixels"]
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"plan.json: not a plan of this version ({error!r} is missing or wrong)") from None
+            raise DataError(
+                f"plan.json: not a plan of this version ({error!r} is missing or wrong)"
+            ) from None
         if _fingerprint(self.identity) != self.fingerprint:
             raise DataError("plan.json: its fingerprint does not match its content; it was changed by hand")
 

@@ -36,7 +36,9 @@ class Worker:
     another fingerprint than the driver's.
     """
 
-    def __init__(self, config: RunConfig, fingerprint: str, store_url: str, device: str | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, fingerprint: str, store_url: str, device: str | None = None
+    ) -> None:
         torch.set_num_threads(config.execution.cpu_threads)
         self.config = config
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,4 +162,3 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[stage] = now - self._last
         self._last = now
-

@@ -21,11 +21,10 @@ from nisynth.teachers import architectures
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
 ]
-UrlArgument = Annotated[
-    str, typer.Argument(metavar="URL", help="The run: a folder or s3://bucket/prefix.")
-]
+UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="The run: a folder or s3://bucket/prefix.")]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=C", help="Override a config value, e.g. run.num_images=1024.")
+    list[str],
+    typer.Option("--set", metavar="A.B=C", help="Override a config value, e.g. run.num_images=1024."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for a machine to read.")]
 
@@ -62,7 +61,9 @@ def plan(
 def run(
     config: ConfigArgument,
     store: Annotated[str, typer.Option(help="Where the run lives: a folder or s3://bucket/prefix.")],
-    executor: Annotated[str, typer.Option(help="`local`: one worker in this process; `ray`: actors.")] = "local",
+    executor: Annotated[
+        str, typer.Option(help="`local`: one worker in this process; `ray`: actors.")
+    ] = "local",
     workers: Annotated[int | None, typer.Option(help="Actors (execution.workers).")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
     set_: SetOption = [],  # noqa: B006
@@ -76,7 +77,11 @@ def run(
     if not as_json:
         _note_last_batch(resolved)
     report = drive.run(
-        resolved, store, executor="ray" if executor == "ray" else "local", address=address, observer=make_observer()
+        resolved,
+        store,
+        executor="ray" if executor == "ray" else "local",
+        address=address,
+        observer=make_observer(),
     )
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
@@ -121,7 +126,11 @@ def verify(
     else:
         for problem in verdict.problems:
             out.print(problem.text, markup=False)
-        end = f"{len(verdict.problems)} problems; `nisynth redo {url} --bad`, then run again" if verdict.problems else "all sound"
+        end = (
+            f"{len(verdict.problems)} problems; `nisynth redo {url} --bad`, then run again"
+            if verdict.problems
+            else "all sound"
+        )
         out.print(f"{verdict.checked:,} commits checked{' deeply' if deep else ''}: {end}")
     return 1 if verdict.problems else 0
 
@@ -171,9 +180,10 @@ def preview(
 @app.command()
 def teachers() -> None:
     """List the networks that the registry knows; any other by `arch: package.module:factory`."""
-    table = Table("arch", "parameters", "taps at 32 px", "note", box=None)
+    table = Table("arch", "parameters", "taps at 32 px", "source", box=None)
     for info in architectures():
-        table.add_row(info.name, f"{info.num_parameters:,}", info.taps, info.note)
+        taps = " ".join(f"{tap.channels}x{tap.side_px}²" for tap in info.taps)
+        table.add_row(info.name, f"{info.parameters:,}", taps, info.source)
     out.print(table)
 
 

@@ -9,7 +9,6 @@ from nisynth.commits.records import Commit, commit_key, quarantine_key
 from nisynth.commits.run import Run
 from nisynth.commits.seal import READERS, delete_losers, read_commits, read_manifest, unseal
 from nisynth.errors import ConfigError, DataError
-from nisynth.shards import decode
 from nisynth.storage import NotFound
 
 
@@ -52,7 +51,7 @@ def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] 
 
 
 def redo(run: Run, tasks: Iterable[int]) -> list[int]:
-    """Removes the commits (and quarantines) of `tasks`, so that the next run makes them again; returns those removed.
+    """Returns the tasks whose commits (and quarantines) it removed, so that the next run makes them again.
 
     The only verb that deletes commits; it takes the seal off first. The old shards stay until their
     task has a new commit.
@@ -107,7 +106,7 @@ def _judge_content(run: Run, commit: Commit, data: bytes) -> str | None:
     if len(data) != commit.bytes or hashlib.sha256(data).hexdigest() != commit.sha256:
         return "is damaged: its sha256 is not its commit's"
     try:
-        shard = decode(data, run.plan.format, normalization=run.plan.normalization, max_px=run.plan.input_px)
+        shard = run.decode(data)
     except DataError as error:
         return f"does not decode: {error}"
     labels = shard.labels.tolist()
@@ -123,7 +122,10 @@ def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
         return []
     missing = sorted(set(range(run.plan.num_tasks)) - committed)
     if missing:
-        return [Problem(task, f"task {task}: not committed, though _SUCCESS says that the run is complete") for task in missing]
+        return [
+            Problem(task, f"task {task}: not committed, though _SUCCESS says that the run is complete")
+            for task in missing
+        ]
     if damaged:
         return []
     try:
@@ -132,5 +134,10 @@ def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
         return [Problem(None, str(error))]
     commits = read_commits(run)
     if [(r.task, r.sha256) for r in rows] != [(c.task, c.sha256) for c in commits]:
-        return [Problem(None, f"{run.store.url}: the manifest lists other shards than the commits; `nisynth redo URL --bad`")]
+        return [
+            Problem(
+                None,
+                f"{run.store.url}: the manifest and the commits list other shards; `nisynth redo URL --bad`",
+            )
+        ]
     return []

@@ -4,6 +4,7 @@ The bucket is not trusted: keys are matched against a pattern and rebuilt from t
 raw, and a document is checked field by field before anything acts on it.
 """
 
+import builtins
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -73,12 +74,12 @@ class Commit:
     finished_at: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> builtins.bytes:
         """Returns the document as it is stored."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, key: str, fingerprint: str) -> "Commit":
+    def from_json(cls, data: builtins.bytes, key: str, fingerprint: str) -> "Commit":
         """Returns the commit stored at `key`. Raises DataError when it is not a sound one of this run."""
         try:
             document = json.loads(data)
@@ -87,7 +88,9 @@ class Commit:
             known = {f.name for f in fields(cls)}
             commit = cls(**{name: value for name, value in document.items() if name in known})
         except (ValueError, TypeError, RecursionError):
-            raise DataError(f"{key}: not a commit (damaged JSON); `nisynth redo URL --bad` removes it") from None
+            raise DataError(
+                f"{key}: not a commit (damaged JSON); `nisynth redo URL --bad` removes it"
+            ) from None
         problem = commit._problem(key, fingerprint)
         if problem:
             raise DataError(f"{key}: {problem}; `nisynth redo URL --bad` removes it")

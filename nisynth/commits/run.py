@@ -4,6 +4,7 @@ Any number of drivers and workers may hold a Run of one URL at once. Nothing her
 completion, an ETag, or a clock; the first commit of a task wins, and every later one finds that out.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from nisynth.commits.records import (
 )
 from nisynth.errors import DataError, PlanMismatch, StorageError
 from nisynth.plan import Plan, differing_fields
+from nisynth.shards import Shard, decode
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
 PLAN_KEY = "plan.json"
@@ -46,7 +48,9 @@ class Run:
             if existing is not None:
                 return cls(store, _same_plan(store.url, plan, existing))
             if next(iter(store.list("commits/")), None) is not None:
-                raise PlanMismatch(f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL")
+                raise PlanMismatch(
+                    f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL"
+                )
             try:
                 store.create(PLAN_KEY, data)
                 return cls(store, plan)
@@ -93,10 +97,14 @@ class Run:
                 # The key holds this attempt's uuid: nobody else writes it, so an earlier try did.
                 if self.store.get(key) == data:
                     return key
-                raise StorageError(f"{self.store.url}/{key}: another object holds this attempt's key") from None
+                raise StorageError(
+                    f"{self.store.url}/{key}: another object holds this attempt's key"
+                ) from None
             except OutcomeUnknown:
                 continue
-        raise StorageError(f"{self.store.url}/{key}: the shard could not be stored in {TRIES} tries; run again")
+        raise StorageError(
+            f"{self.store.url}/{key}: the shard could not be stored in {TRIES} tries; run again"
+        )
 
     def commit(self, record: Commit) -> Outcome:
         """Makes the shard part of the run, unless another attempt was first, and says which.
@@ -135,11 +143,14 @@ class Run:
         """Records that the task is given up on, with what happened; False when it is committed after all."""
         if self.read(task) is not None:
             return False
-        record = {"schema_version": 1, "task": task, "fingerprint": self.plan.fingerprint, "failures": failures}
-        try:
+        record = {
+            "schema_version": 1,
+            "task": task,
+            "fingerprint": self.plan.fingerprint,
+            "failures": failures,
+        }
+        with contextlib.suppress(AlreadyExists):
             self.store.create(quarantine_key(self.plan.fp12, task), json.dumps(record, indent=1).encode())
-        except AlreadyExists:
-            pass
         return True
 
     def read_quarantine(self, task: int) -> dict[str, Any] | None:
@@ -153,6 +164,18 @@ class Run:
             record = None
         return record if isinstance(record, dict) else {"failures": [], "damaged": True}
 
+    def decode(self, data: bytes) -> Shard:
+        """Returns one of this run's shards, decoded and held to the plan. Raises DataError."""
+        plan = self.plan
+        return decode(
+            data,
+            plan.format,
+            normalization=plan.normalization,
+            pixels=plan.pixels,
+            num_classes=plan.num_classes,
+            max_px=plan.input_px,
+        )
+
     def retry(self) -> list[int]:
         """Lifts every quarantine, so that the next run tries those tasks again; returns them."""
         tasks = sorted(self._listed("quarantine/"))
@@ -161,7 +184,9 @@ class Run:
         return tasks
 
     def _listed(self, prefix: str) -> set[int]:
-        keys = (parse_task_key(info.key, self.plan.fp12) for info in self.store.list(f"{prefix}{self.plan.fp12}-"))
+        keys = (
+            parse_task_key(info.key, self.plan.fp12) for info in self.store.list(f"{prefix}{self.plan.fp12}-")
+        )
         return {task for task in keys if task is not None and task < self.plan.num_tasks}
 
 
@@ -186,5 +211,7 @@ def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:
     theirs = _parse_plan(url, data)
     if theirs.fingerprint != plan.fingerprint:
         fields = "; ".join(differing_fields(plan.identity, theirs.identity))
-        raise PlanMismatch(f"{url}: holds a run of another config: {fields}. Use that config, or another --store URL")
+        raise PlanMismatch(
+            f"{url}: holds a run of another config: {fields}. Use that config, or another --store URL"
+        )
     return plan

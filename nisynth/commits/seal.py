@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from nisynth.commits.records import Commit
 from nisynth.commits.run import SUCCESS_KEY, Run
-from nisynth.errors import DataError, IncompleteRun
+from nisynth.errors import DataError, IncompleteRun, StorageError
 from nisynth.shards import to_parquet
-from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, StorageError, Store
+from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
 MANIFEST_KEY = "manifest.parquet"
 CARD_KEY = "README.md"
@@ -97,10 +97,13 @@ def read_manifest(run: Run) -> list[ManifestRow]:
         data = run.store.get(MANIFEST_KEY)
     except NotFound:
         raise IncompleteRun(
-            f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume, or pass allow_partial"
+            f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume,"
+            " or pass allow_partial"
         ) from None
     if hashlib.sha256(data).hexdigest() != expected:
-        raise DataError(f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says; `nisynth redo URL --bad`")
+        raise DataError(
+            f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says; `nisynth redo URL --bad`"
+        )
     return list(_rows(data))
 
 
@@ -132,7 +135,8 @@ def _check_sizes(run: Run, commits: list[Commit]) -> None:
     problems = [p for p in map(problem, commits) if p]
     if problems:
         raise DataError(
-            f"{run.store.url}: {len(problems)} bad shards, first {problems[0]}; `nisynth redo {run.store.url} --bad`, then run again"
+            f"{run.store.url}: {len(problems)} bad shards, first {problems[0]};"
+            f" `nisynth redo {run.store.url} --bad`, then run again"
         )
 
 
@@ -148,7 +152,8 @@ def _create_same(store: Store, key: str, data: bytes) -> None:
             except NotFound:
                 continue
             raise DataError(
-                f"{store.url}/{key}: exists with another content than the commits give; `nisynth redo {store.url} --bad` unseals the run"
+                f"{store.url}/{key}: exists with another content than the commits give;"
+                f" `nisynth redo {store.url} --bad` takes the seal off"
             ) from None
     raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
 
@@ -156,6 +161,7 @@ def _create_same(store: Store, key: str, data: bytes) -> None:
 def _card(run: Run, commits: list[Commit]) -> str:
     plan = run.plan
     teacher, method = plan.identity["teacher"], plan.identity["method"]
+    method_line = f"{method['name']}, {method.get('iterations', 0):,} iterations, batch {plan.batch_size}"
     names = "\n".join(f"            '{i}': {json.dumps(name)}" for i, name in enumerate(plan.classes))
     size = f"{plan.input_px}x{plan.input_px}"
     files = f"data/{plan.fp12}-*.{plan.format}"
@@ -187,7 +193,7 @@ Synthesized from a pre-trained classifier alone; no image of its training data w
 | --- | --- |
 | fingerprint | `{plan.fingerprint}` |
 | teacher | {teacher["arch"]}, weights sha256 `{teacher["weights_sha256"]}` |
-| method | {method["name"]}, {method.get("iterations", 0):,} iterations, batch {plan.batch_size}, seed {plan.seed} |
+| method | {method_line}, seed {plan.seed} |
 | shards | {len(commits):,} {plan.format} files, {sum(c.bytes for c in commits):,} bytes |
 | normalization | mean {teacher["mean"]}, std {teacher["std"]} |
 

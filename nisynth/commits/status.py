@@ -10,7 +10,7 @@ SAMPLE = 32
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run. `eta_s`: seconds, at the pace of the last commits; 0 when complete, None when unknown."""
+    """The state of a run. `eta_s`: at the pace of the last commits; 0 when complete, None when unknown."""
 
     url: str
     fingerprint: str

@@ -91,8 +91,9 @@ def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> Ru
     planned, allowed = joined.plan.num_tasks, config.execution.max_failed_tasks
     if not sealed and len(quarantined) > allowed:
         raise BudgetExceeded(
-            f"{joined.store.url}: {len(quarantined)} tasks are quarantined, execution.max_failed_tasks allows {allowed};"
-            f" see {joined.store.url}/quarantine/, mend the cause, `nisynth retry {joined.store.url}`, run again"
+            f"{joined.store.url}: {len(quarantined)} tasks are quarantined, execution.max_failed_tasks"
+            f" allows {allowed}; `nisynth logs {joined.store.url}` shows why; mend the cause,"
+            f" `nisynth retry {joined.store.url}`, run again"
         )
     if not sealed and len(committed) + len(quarantined) < planned:
         raise Stalled(

@@ -1,4 +1,4 @@
-"""The local executor: one worker in this process, task after task, by the same scheduler as the Ray driver."""
+"""The local executor: one worker in this process, task after task, by the Ray driver's scheduler."""
 
 import os
 import time
@@ -23,7 +23,9 @@ def execute(config: RunConfig, run: Run, observer: Observer, address: str | None
     if address is not None:
         raise ConfigError(f"address {address!r}: the local executor joins no cluster; use --executor ray")
     worker = Worker(config, run.plan.fingerprint, run.store.url)
-    rules = Rules(max_failed_tasks=config.execution.max_failed_tasks, in_flight=1, slot_failures=run.plan.num_tasks)
+    rules = Rules(
+        max_failed_tasks=config.execution.max_failed_tasks, in_flight=1, slot_failures=run.plan.num_tasks
+    )
     # Another driver on the same URL walks the tasks in another order.
     scheduler = Scheduler(run.plan.num_tasks, 1, rules, seed=os.getpid(), now_s=time.monotonic())
     scheduler.joined(0, time.monotonic())
@@ -48,7 +50,9 @@ def give_up(run: Run, scheduler: Scheduler, task: int, failures: list[Failure], 
     records = [{"kind": f.kind, "message": f.message, "slot": f.slot} for f in failures]
     if run.quarantine(task, records):
         scheduler.quarantined([task])
-        observer.note(f"task {task} is quarantined: {failures[-1].kind}: {failures[-1].message.splitlines()[0]}")
+        observer.note(
+            f"task {task} is quarantined: {failures[-1].kind}: {failures[-1].message.splitlines()[0]}"
+        )
     else:
         scheduler.committed([task], time.monotonic())
 
@@ -71,7 +75,9 @@ def _attempt(attempt: Attempt, worker: Worker, scheduler: Scheduler, run: Run, o
     if receipt.commit is not None:
         outcome = run.commit(receipt.commit)
     if outcome == "unknown":
-        scheduler.failed(attempt, "storage", f"task {attempt.task}: its commit got no clear answer", time.monotonic())
+        scheduler.failed(
+            attempt, "storage", f"task {attempt.task}: its commit got no clear answer", time.monotonic()
+        )
         _relist(scheduler, run)
         return False
     scheduler.finished(attempt, receipt.seconds["synthesize"], time.monotonic())
