@@ -1,0 +1,155 @@
+"""What one driver knows of each task: open, tried, committed or given up on, and how it failed.
+
+One byte holds the state of a task, and only a task that is in flight or has failed has a record, so a
+million tasks cost a megabyte. Open tasks are walked as `(start + i * stride) mod n`: an order of each
+driver's own, so that two drivers on one run rarely meet, without a list of it.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import gcd
+
+OPEN, TRIED, QUARANTINED, COMMITTED = range(4)
+
+APPLICATION = frozenset({"out_of_memory", "not_finite", "quality_gate", "raised"})
+"""Failures of the task: they count towards its quarantine. Any other kind is the machinery's."""
+
+NUMERIC = frozenset({"not_finite", "quality_gate"})
+"""Application failures that come out the same every time, since the seed is fixed."""
+
+DEATHS = frozenset({"worker_died", "deadline"})
+"""Ends of a worker that its computing task may have caused."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a task in a slot; `id` is the uuid4 that names its shard."""
+
+    id: str
+    task: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong once: rules go by `kind`, people by `message`, which may hold a traceback."""
+
+    kind: str
+    message: str
+    slot: int
+
+
+@dataclass
+class Record:
+    """One task that is in flight or has failed. alone: it shares a worker with no other task."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    alone: bool = False
+
+    @property
+    def slots(self) -> set[int]:
+        """Where the task failed."""
+        return {failure.slot for failure in self.failures}
+
+    def count(self, kinds: frozenset[str]) -> int:
+        """Returns how many of its failures are of these kinds."""
+        return sum(failure.kind in kinds for failure in self.failures)
+
+    def failed_alike(self) -> bool:
+        """True when two failures are the same numeric one."""
+        numeric = [failure.kind for failure in self.failures if failure.kind in NUMERIC]
+        return len(numeric) > len(set(numeric))
+
+
+class Ledger:
+    """The tasks of one run. The queue is the retries, oldest first, then the open tasks.
+
+    condemned: tasks to quarantine, unless somebody committed them meanwhile.
+    """
+
+    def __init__(self, num_tasks: int, draw: random.Random, max_failures: int, max_deaths: int) -> None:
+        self.num_tasks = num_tasks
+        self.num_committed = 0
+        self.num_quarantined = 0
+        self.records: dict[int, Record] = {}
+        self.retries: dict[int, None] = {}
+        self.condemned: dict[int, list[Failure]] = {}
+        self._max_failures, self._max_deaths = max_failures, max_deaths
+        self._state = bytearray(num_tasks)
+        self._walked = 0
+        self._start, self._stride = draw.randrange(num_tasks), draw.randrange(1, num_tasks + 1)
+        while gcd(self._stride, num_tasks) != 1:
+            self._stride = draw.randrange(1, num_tasks + 1)
+
+    @property
+    def num_left(self) -> int:
+        """The number of tasks that are neither committed nor quarantined."""
+        return self.num_tasks - self.num_committed - self.num_quarantined
+
+    def is_settled(self, task: int) -> bool:
+        """True when the task is committed or quarantined."""
+        return self._state[task] >= QUARANTINED
+
+    def is_queued(self, task: int) -> bool:
+        """True when the task waits for a worker."""
+        return self._state[task] == OPEN or task in self.retries
+
+    def next_open(self) -> int | None:
+        """Returns the first task, in this driver's order, that nobody has tried yet."""
+        while self._walked < self.num_tasks:
+            task = (self._start + self._walked * self._stride) % self.num_tasks
+            if self._state[task] == OPEN:
+                return task
+            self._walked += 1
+        return None
+
+    def queue(self) -> Iterator[int]:
+        """Yields the retries, then the first open task."""
+        yield from self.retries
+        fresh = self.next_open()
+        if fresh is not None:
+            yield fresh
+
+    def begin(self, attempt: Attempt) -> None:
+        """Takes the task off the queue, into flight."""
+        self._state[attempt.task] = TRIED
+        self.retries.pop(attempt.task, None)
+        self.records.setdefault(attempt.task, Record()).attempts.append(attempt)
+
+    def end(self, attempt: Attempt, failure: Failure | None = None) -> None:
+        """Takes the attempt out of flight; a task with a twin in flight waits for it, others go on."""
+        record = self.records[attempt.task]
+        record.attempts.remove(attempt)
+        if failure is not None:
+            record.failures.append(failure)
+        self._route(attempt.task)
+
+    def settle(self, task: int, state: int) -> bool:
+        """Moves a task up to QUARANTINED or COMMITTED, never down; returns whether it moved."""
+        before = self._state[task]
+        if before >= state:
+            return False
+        self.num_quarantined += (state == QUARANTINED) - (before == QUARANTINED)
+        self.num_committed += state == COMMITTED
+        self._state[task] = state
+        self.retries.pop(task, None)
+        self.condemned.pop(task, None)
+        self._route(task)
+        return True
+
+    def _route(self, task: int) -> None:
+        record = self.records.get(task)
+        if record is None or record.attempts:
+            return
+        if self._state[task] != TRIED:
+            del self.records[task]
+        elif self._is_hopeless(record):
+            self.condemned[task] = record.failures
+        else:
+            self.retries[task] = None
+
+    def _is_hopeless(self, record: Record) -> bool:
+        too_often = record.count(APPLICATION) >= self._max_failures
+        return too_often or record.count(DEATHS) >= self._max_deaths or record.failed_alike()

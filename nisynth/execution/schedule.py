@@ -1,0 +1,299 @@
+"""Which task goes to which worker next, when to try again and when to give up.
+
+Every decision of an executor is made here and nothing else is: no Ray, no storage, no clock (time is
+passed in), no randomness but a seed. So each rule is tested in microseconds, and the executors keep only
+the plumbing. The rules are those of the Ray pattern: two tasks in flight per slot, task 0 alone first,
+failures of the machinery counted apart from failures of the task, one duplicate of a straggler.
+
+A slot is a place for one worker; workers in it come and go, and a slot without one is waiting for it.
+"""
+
+import random
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf
+from uuid import uuid4
+
+from nisynth.errors import BudgetExceeded, Stalled, StorageError, TaskFailure
+from nisynth.execution.ledger import APPLICATION, COMMITTED, DEATHS, QUARANTINED, Attempt, Failure, Ledger
+
+__all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
+
+BLAMELESS = frozenset({"preempted", "node_died", "unavailable"})
+"""Ends of a worker that say nothing against its task or its slot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The limits that decisions go by; the defaults are for tasks of seconds to hours.
+
+    failures, deaths: of one task, before it is quarantined. slot_failures: in a row, before the worker
+    is replaced. slot_deaths: in a row, before the slot is given up. storage_failures: with no success
+    between, before the run ends. The deadline of a task is max(deadline_floor_s, deadline_factor * p95),
+    a straggler one that takes over duplicate_factor * median.
+    """
+
+    max_failed_tasks: int = 0
+    in_flight: int = 2
+    failures: int = 3
+    deaths: int = 3
+    slot_failures: int = 3
+    slot_deaths: int = 4
+    storage_failures: int = 6
+    deadline_floor_s: float = 600.0
+    deadline_factor: float = 5.0
+    duplicate_factor: float = 2.0
+    no_progress_s: float = 3600.0
+
+
+@dataclass
+class _Slot:
+    live: bool = False
+    given_up: bool = False
+    attempts: list[Attempt] = field(default_factory=list)
+    reported: int | None = None
+    iteration: int = 0
+    since_s: float = 0.0
+    failures: int = 0
+    deaths: int = 0
+    last: str = "has not started"
+
+    @property
+    def computing(self) -> Attempt | None:
+        """The attempt that holds the compute lock: the reported one, else the first in line."""
+        reported = (attempt for attempt in self.attempts if attempt.task == self.reported)
+        return next(reported, self.attempts[0] if self.attempts else None)
+
+
+class Scheduler:
+    """Tells an executor what to do next, and learns from it what happened.
+
+    The executor reports `joined`, `progress`, `finished`, `failed`, `lost`, `committed`, `quarantined`
+    and `storage_failed`; it asks `assign`, `to_kill`, `condemned` and `done`, and lets `check` raise when
+    the run cannot go on. A commit, whoever made it, beats everything else that is known of a task.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        num_slots: int,
+        rules: Rules | None = None,
+        *,
+        seed: int = 0,
+        now_s: float = 0.0,
+        new_id: Callable[[], str] = lambda: str(uuid4()),
+    ) -> None:
+        self.rules = rules or Rules()
+        self.ledger = Ledger(num_tasks, random.Random(seed), self.rules.failures, self.rules.deaths)
+        self._slots = [_Slot() for _ in range(num_slots)]
+        self._durations: deque[float] = deque(maxlen=256)
+        self._storage_failures: list[str] = []
+        self._progress_s = now_s
+        self._canary_failed: TaskFailure | None = None
+        self._new_id = new_id
+
+    @property
+    def done(self) -> bool:
+        """True when every task is committed or quarantined."""
+        return self.ledger.num_left == 0
+
+    @property
+    def num_committed(self) -> int:
+        """The number of tasks that are known to be committed."""
+        return self.ledger.num_committed
+
+    @property
+    def condemned(self) -> dict[int, list[Failure]]:
+        """Tasks to quarantine, with what happened; answered by `quarantined` or `committed`."""
+        return self.ledger.condemned
+
+    @property
+    def num_live(self) -> int:
+        """The number of slots that have a worker now."""
+        return sum(slot.live for slot in self._slots)
+
+    @property
+    def deadline_s(self) -> float:
+        """The time that a task may compute; unlimited while no duration is known."""
+        if not self._durations:
+            return inf
+        p95_s = sorted(self._durations)[(len(self._durations) * 95 - 1) // 100]
+        return max(self.rules.deadline_floor_s, self.rules.deadline_factor * p95_s)
+
+    def joined(self, number: int, now_s: float) -> None:
+        """Learns that a worker is ready in the slot."""
+        self._slots[number].live = True
+        self._progress_s = now_s
+
+    def progress(self, number: int, task: int, iteration: int, elapsed_s: float, now_s: float) -> None:
+        """Learns that the slot's worker began to compute `task` `elapsed_s` ago and is at `iteration`."""
+        slot = self._slots[number]
+        if not any(attempt.task == task for attempt in slot.attempts):
+            return
+        if (slot.reported, slot.iteration) != (task, iteration):
+            self._progress_s = now_s
+        slot.reported, slot.iteration, slot.since_s = task, iteration, now_s - elapsed_s
+
+    def finished(self, attempt: Attempt, duration_s: float, now_s: float) -> None:
+        """Learns that the attempt ended with its task committed, by it or by another."""
+        slot = self._slots[attempt.slot]
+        slot.failures = slot.deaths = 0
+        self._storage_failures.clear()
+        self._durations.append(duration_s)
+        self.committed([attempt.task], now_s)
+        self._end(attempt, now_s)
+
+    def failed(self, attempt: Attempt, kind: str, message: str, now_s: float) -> None:
+        """Learns that the attempt ended without a commit, in a worker that lives on."""
+        self._progress_s = now_s
+        counts = kind in APPLICATION
+        self._slots[attempt.slot].failures += counts
+        if kind == "storage":
+            self.storage_failed(message)
+        if kind == "quality_gate" and attempt.task == 0 and self._canary_pending:
+            self._canary_failed = TaskFailure(
+                kind, f"{message} (task 0 is the canary: nothing else was started)"
+            )
+        self._end(attempt, now_s, Failure(kind, message, attempt.slot) if counts else None)
+
+    def lost(self, number: int, kind: str, message: str, now_s: float) -> bool:
+        """Learns that the slot's worker is gone; returns whether to start another one there."""
+        slot = self._slots[number]
+        slot.live, slot.failures, slot.last = False, 0, f"{kind}: {message}".splitlines()[0]
+        slot.deaths += kind not in BLAMELESS
+        culprit = slot.computing if kind in DEATHS else None
+        for attempt in list(slot.attempts):
+            # Whoever was aboard flies alone from now on, so that the next death has one possible cause.
+            self.ledger.records[attempt.task].alone |= kind in DEATHS
+            self._end(attempt, now_s, Failure(kind, message, number) if attempt is culprit else None)
+        if culprit and culprit.task in self.condemned and self._durations:
+            # Others finished here and this one never did: its deaths say nothing against the slots.
+            for failure in self.condemned[culprit.task]:
+                self._slots[failure.slot].deaths = 0
+        slot.given_up = slot.deaths >= self.rules.slot_deaths
+        return not slot.given_up
+
+    def committed(self, tasks: Iterable[int], now_s: float) -> None:
+        """Learns that the tasks are committed in storage: whoever did it, they are done."""
+        for task in tasks:
+            if self.ledger.settle(task, COMMITTED):
+                self._progress_s = now_s
+
+    def quarantined(self, tasks: Iterable[int]) -> None:
+        """Learns that the tasks are quarantined in storage."""
+        for task in tasks:
+            self.ledger.settle(task, QUARANTINED)
+
+    def storage_failed(self, message: str) -> None:
+        """Learns that the store failed somebody."""
+        self._storage_failures.append(message)
+
+    def assign(self, now_s: float) -> list[Attempt]:
+        """Returns the attempts to start now, an idle worker's first task before any worker's second."""
+        started = []
+        for depth in range(self.rules.in_flight):
+            for number, slot in enumerate(self._slots):
+                if slot.live and len(slot.attempts) == depth:
+                    task = self._next_task(number)
+                    if task is not None:
+                        started.append(self._begin(task, number, now_s))
+        return started + self._duplicates(now_s)
+
+    def to_kill(self, now_s: float) -> list[tuple[int, str, str]]:
+        """Returns (slot, kind, reason) of each worker to kill and then to report as `lost`."""
+        deadline_s, doomed = self.deadline_s, []
+        for number, slot in enumerate(self._slots):
+            if slot.computing and now_s - slot.since_s > deadline_s:
+                reason = f"task {slot.computing.task} ran over its deadline of {deadline_s:.0f} s"
+                doomed.append((number, "deadline", reason))
+            elif slot.live and slot.failures >= self.rules.slot_failures:
+                doomed.append((number, "sick", f"{slot.failures} tasks in a row failed on this worker"))
+        return doomed
+
+    def check(self, now_s: float) -> None:
+        """Raises why the run cannot go on: TaskFailure, BudgetExceeded, StorageError or Stalled."""
+        failed, allowed = self.ledger.num_quarantined, self.rules.max_failed_tasks
+        if self._canary_failed:
+            raise self._canary_failed
+        if failed > allowed:
+            raise BudgetExceeded(
+                f"{failed} tasks failed for good, execution.max_failed_tasks allows {allowed};"
+                " see quarantine/, mend the cause, `nisynth retry` the run and run it again"
+            )
+        if len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live):
+            raise StorageError(self._storage_failures[-1])
+        if self.done:
+            return
+        if all(slot.given_up for slot in self._slots):
+            raise Stalled(f"{self.ledger.num_left} tasks left and every worker given up; {self._last_words}")
+        idle_s = now_s - self._progress_s
+        patience_s = 2 * self.deadline_s if self._durations else 0.0
+        if idle_s > max(self.rules.no_progress_s, patience_s):
+            raise Stalled(
+                f"no progress for {idle_s:.0f} s, {self.ledger.num_left} tasks left; {self._stuck(now_s)}"
+            )
+
+    @property
+    def _canary_pending(self) -> bool:
+        return not self.ledger.is_settled(0)
+
+    @property
+    def _last_words(self) -> str:
+        return "; ".join(sorted({slot.last for slot in self._slots}))
+
+    def _stuck(self, now_s: float) -> str:
+        busy = sorted((s.since_s, s.computing.task) for s in self._slots if s.computing)
+        if not busy:
+            return f"{self.num_live} of {len(self._slots)} workers are up; {self._last_words}"
+        return "stuck: " + ", ".join(f"task {task} ({now_s - since_s:.0f} s)" for since_s, task in busy[:5])
+
+    def _next_task(self, number: int) -> int | None:
+        if self._canary_pending:
+            return 0 if self.ledger.is_queued(0) and self._may_run(0, number) else None
+        aboard = self._slots[number].attempts
+        if any(self.ledger.records[attempt.task].alone for attempt in aboard):
+            return None
+        task = next((task for task in self.ledger.queue() if self._may_run(task, number)), None)
+        record = self.ledger.records.get(-1 if task is None else task)
+        return None if aboard and record and record.alone else task
+
+    def _may_run(self, task: int, number: int) -> bool:
+        """A task that failed in this slot goes elsewhere, as long as there is an elsewhere."""
+        record = self.ledger.records.get(task)
+        tried = record.slots if record else ()
+        return number not in tried or all(n in tried for n, slot in enumerate(self._slots) if slot.live)
+
+    def _duplicates(self, now_s: float) -> list[Attempt]:
+        """When the queue is empty: for each idle worker one more attempt at the longest straggler
+        that has not failed yet."""
+        idle = [number for number, slot in enumerate(self._slots) if slot.live and not slot.attempts]
+        if not idle or not self._durations or next(self.ledger.queue(), None) is not None:
+            return []
+        late_s = now_s - self.rules.duplicate_factor * statistics.median(self._durations)
+        running = sorted((s.since_s, s.computing.task) for s in self._slots if s.computing)
+        started = []
+        for since_s, task in running:
+            if idle and since_s < late_s and self._may_double(task):
+                started.append(self._begin(task, idle.pop(0), now_s))
+        return started
+
+    def _may_double(self, task: int) -> bool:
+        record = self.ledger.records[task]
+        return not self.ledger.is_settled(task) and len(record.attempts) == 1 and not record.failures
+
+    def _begin(self, task: int, number: int, now_s: float) -> Attempt:
+        slot, attempt = self._slots[number], Attempt(self._new_id(), task, number)
+        if not slot.attempts:
+            slot.since_s, slot.reported = now_s, None
+        slot.attempts.append(attempt)
+        self.ledger.begin(attempt)
+        return attempt
+
+    def _end(self, attempt: Attempt, now_s: float, failure: Failure | None = None) -> None:
+        slot = self._slots[attempt.slot]
+        if slot.computing is attempt:
+            slot.since_s, slot.reported = now_s, None
+        slot.attempts.remove(attempt)
+        self.ledger.end(attempt, failure)
