@@ -1,0 +1,87 @@
+"""Config: precedence, exactness of types, and one clear line for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nisynth.config import load_config, shipped_configs
+from nisynth.errors import ConfigError
+from nisynth.synthesis import NaturalInversionConfig
+
+TEACHER = {"arch": "resnet20"}
+
+
+def test_defaults_are_the_papers() -> None:
+    config = load_config({"teacher": TEACHER})
+    assert (config.run.num_images, config.run.batch_size) == (256_000, 256)
+    assert isinstance(config.method, NaturalInversionConfig)
+    assert (config.method.iterations, config.method.bn_weight) == (2000, 10.0)
+
+
+def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("teacher: {arch: resnet20}\nmethod: {preset: cifar100, tv_weight: 1e-3}\n")
+    config = load_config(path, ["method.bn_weight=7", "run.num_images=512"])
+    method = config.method
+    assert isinstance(method, NaturalInversionConfig)
+    assert method.iterations == 4000  # preset over default
+    assert method.tv_weight == 1e-3  # file over preset, and 1e-3 is a number
+    assert method.bn_weight == 7.0  # flag over preset
+    assert config.run.num_images == 512
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_load_and_survive_a_round_trip(name: str) -> None:
+    config = load_config(name)
+    assert load_config(config.to_dict()) == config
+
+
+def test_the_five_configs_of_the_design_ship() -> None:
+    runs = {"demo", "smoke_cpu", "cifar10_resnet34", "cifar10_vgg11", "cifar100_resnet34"}
+    assert runs <= set(shipped_configs())
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "message"),
+    [
+        ({"run": {"num_image": 5}}, [], "run.num_image: unknown key; did you mean 'num_images'?"),
+        ({"runs": {}}, [], "runs: unknown key; did you mean 'run'?"),
+        ({"method": {"iteration": 3}}, [], "method.iteration: unknown key; did you mean 'iterations'?"),
+        ({"run": {"num_images": "many"}}, [], "run.num_images: 'many': should be a valid integer"),
+        ({"run": {"batch_size": True}}, [], "run.batch_size: True: should be a valid integer"),
+        ({"run": {"batch_size": 0}}, [], "run.batch_size: 0 is not at least 2"),
+        ({"output": {"format": "tar"}}, [], "output.format: 'tar': should be 'parquet' or 'npz'"),
+        ({"method": {"name": "magic"}}, [], "method.name: 'magic' is no method"),
+        ({"method": {"preset": "cifar"}}, [], "method.preset: 'cifar' is no preset of naturalinversion"),
+        ({"execution": {"quality_gate": 2.0}}, [], "execution.quality_gate: 2.0 is not within 0..1"),
+        ({"run": 7}, [], "run: 7 is not a section"),
+        ({}, ["run.num_images"], "write section.key=value"),
+        ({}, ["run.num_images.x=1", "run.num_images=3"], "run.num_images: {'x': 1}"),
+        ({"teacher": {}}, [], "teacher.arch: missing"),
+    ],
+)
+def test_each_mistake_has_one_line(values: dict[str, Any], overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"teacher": TEACHER, **values}, overrides[:1])
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_no_teacher_is_a_mistake_too() -> None:
+    with pytest.raises(ConfigError, match="teacher: missing; name the network"):
+        load_config({"run": {"num_images": 4}})
+
+
+def test_a_name_that_is_neither_file_nor_shipped_lists_what_ships() -> None:
+    with pytest.raises(ConfigError, match="shipped: cifar100_resnet34, .*demo"):
+        load_config("dem")
+
+
+@pytest.mark.parametrize("text", ["run: [", "- a\n- b\n", "\x00"])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(path)

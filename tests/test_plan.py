@@ -1,0 +1,115 @@
+"""The plan: pure, lazy, balanced, and a fingerprint that sees what changes an image and nothing else."""
+
+import copy
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nisynth.config import load_config
+from nisynth.errors import DataError
+from nisynth.plan import Plan, differing_fields, make_plan
+
+IDENTITY: dict[str, Any] = {
+    "arch": "resnet20",
+    "kwargs": {},
+    "weights_sha256": "0" * 64,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "classes": [str(i) for i in range(10)],
+    "num_classes": 10,
+    "input_px": 32,
+    "taps": ["layer1"],
+}
+
+
+def plan(*overrides: str, identity: dict[str, Any] = IDENTITY) -> Plan:
+    return make_plan(load_config({"teacher": {"arch": "resnet20"}}, overrides), identity)
+
+
+def test_the_papers_set_is_1000_tasks_of_256() -> None:
+    planned = plan()
+    assert len(planned) == 1000
+    assert sum(planned.rows(i) for i in range(1000)) == 256_000
+
+
+def test_the_plan_is_the_same_everywhere() -> None:
+    """Literals, so that another machine, Python or numpy that plans otherwise is found out."""
+    task = plan("run.seed=3")[7]
+    assert task.seed == 14994404253413392726  # sha256("3/7"), first 8 bytes
+    assert task.labels[:10].tolist() == [3, 5, 7, 8, 1, 4, 2, 0, 9, 6]
+
+
+def test_labels_are_balanced_to_within_one_in_every_batch_and_over_the_run() -> None:
+    planned = plan("run.num_images=1000", "run.batch_size=96")
+    total = np.zeros(10, dtype=np.int64)
+    for task in planned:
+        counts = np.bincount(task.labels, minlength=10)
+        assert counts.max() - counts.min() <= 1
+        total += np.bincount(task.labels[: task.rows], minlength=10)
+    assert total.tolist() == [100] * 10
+
+
+def test_the_last_task_synthesizes_a_full_batch_and_keeps_the_rest() -> None:
+    last = plan("run.num_images=1000", "run.batch_size=96")[-1]
+    assert (last.index, len(last.labels), last.rows) == (10, 96, 40)
+
+
+def test_a_million_tasks_cost_no_memory() -> None:
+    planned = plan("run.num_images=256000000")
+    assert len(planned) == 1_000_000
+    assert planned[999_999].index == 999_999
+    assert sys.getsizeof(json.dumps(planned.document)) < 10_000
+
+
+def test_seeds_differ_between_tasks_and_runs() -> None:
+    seeds = {task.seed for seed in (0, 1) for task in plan(f"run.seed={seed}", "run.num_images=25600")}
+    assert len(seeds) == 200
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.seed=1", "run.batch_size=128", "method.tv_weight=0.1", "output.format=npz", "engine.name=fast"],
+)
+def test_the_fingerprint_sees_what_changes_an_image(override: str) -> None:
+    assert plan(override).fingerprint != plan().fingerprint
+
+
+def test_the_fingerprint_sees_the_teacher() -> None:
+    other = {**IDENTITY, "weights_sha256": "1" * 64}
+    assert plan(identity=other).fingerprint != plan().fingerprint
+
+
+@pytest.mark.parametrize("override", ["execution.workers=9", "method.preset=cifar10", "execution.log_every=3"])
+def test_the_fingerprint_ignores_what_does_not(override: str) -> None:
+    assert plan(override).fingerprint == plan().fingerprint
+
+
+def test_a_plan_is_made_from_its_document_again() -> None:
+    planned = plan("run.num_images=1000")
+    again = Plan(json.loads(json.dumps(planned.document)))
+    assert again.fingerprint == planned.fingerprint
+    assert [t.seed for t in again] == [t.seed for t in planned]
+    assert (again[3].labels == planned[3].labels).all()
+
+
+def test_a_document_changed_by_hand_is_refused() -> None:
+    document = copy.deepcopy(plan().document)
+    document["identity"]["run"]["seed"] = 4
+    with pytest.raises(DataError, match="changed by hand"):
+        Plan(document)
+    with pytest.raises(DataError, match="not a plan"):
+        Plan({"hello": 1})
+
+
+def test_differing_fields_are_named() -> None:
+    lines = differing_fields(plan("run.seed=1", "method.tv_weight=0.5").identity, plan().identity)
+    assert lines == ["method.tv_weight: 0.006 there, 0.5 here", "run.seed: 0 there, 1 here"]
+
+
+def test_indices_outside_the_plan() -> None:
+    with pytest.raises(IndexError, match=r"tasks 0\.\.999"):
+        plan()[1000]
+    assert [t.index for t in plan()[2:5]] == [2, 3, 4]
