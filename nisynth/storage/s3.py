@@ -1,0 +1,292 @@
+"""A store in an S3 bucket: AWS, or any server that honours `If-None-Match: *`.
+
+All settings are the standard ones of the AWS SDKs, from the environment or a profile: credentials,
+AWS_PROFILE, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_MAX_ATTEMPTS, and AWS_CA_BUNDLE (`ca_bundle`) for a
+private CA. Encryption at rest is best the bucket's own default, SSE-KMS included; where a policy demands
+the header on every write, NISYNTH_S3_SSE (`aws:kms`) and NISYNTH_S3_SSE_KMS_KEY_ID send it.
+NISYNTH_S3_READ_TIMEOUT_S (60) bounds the wait for one answer.
+
+The library's own retries are off. A conditional PUT whose answer was lost, sent again, gets 412 for its
+own object, and the library would report that as another writer's. So all retries are made here, with
+backoff and jitter, and `create` marks the object with an id of its own: after a 412 a look at the mark
+tells mine (success) from another's (AlreadyExists) and from none (try again). Comparing contents instead
+was rejected: equal bytes do not tell who wrote them, and a look costs a download. ETags are never trusted.
+"""
+
+import base64
+import hashlib
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from nisynth.errors import ConfigError, StorageError
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown
+from nisynth.storage.keys import check_key, check_prefix, is_key
+from nisynth.storage.s3_errors import Failure, judge
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_MARK = "nisynth-writer"
+_LONGEST_PAUSE_S = 10.0
+_FIRST_CONTACT_ATTEMPTS = 3
+# Pauses must not draw from the generators that a run's results depend on.
+_jitter = random.SystemRandom()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long to wait and how often to try; 8 attempts take about 17 s, a restart of a server 2 to 6 s.
+
+    A server that never answered yet is given up after 3 attempts to connect: its URL is likely wrong.
+    """
+
+    connect_s: float = 5.0
+    read_s: float = 60.0
+    attempts: int = 8
+    first_pause_s: float = 0.2
+    page_keys: int = 1000
+
+
+class S3Store:
+    """Objects under `s3://bucket/prefix`. The first request makes the client; threads may share it."""
+
+    def __init__(self, url: str, limits: Limits | None = None) -> None:
+        self._bucket, prefix = _split(url)
+        prefix = prefix.rstrip("/")
+        if prefix and not is_key(prefix):
+            raise ConfigError(
+                f"store s3://{self._bucket}/...: the prefix is not plain names joined by '/'; "
+                "use letters, digits and '._-'"
+            )
+        self.url = f"s3://{self._bucket}/{prefix}".rstrip("/")
+        self._prefix = prefix and prefix + "/"
+        self._limits = limits or _limits_from_environment()
+        self._encryption = _encryption_from_environment()
+        self._lock = threading.Lock()
+        self._made_client: S3Client | None = None
+        self._answered = False
+
+    def create(self, key: str, data: bytes) -> None:
+        name = self._prefix + check_key(key)
+        mark = uuid.uuid4().hex
+        unclear = False
+        for attempt in count(1):
+            try:
+                self._put(name, data, IfNoneMatch="*", Metadata={_MARK: mark})
+                self._answered = True
+                return
+            except (ClientError, BotoCoreError) as error:
+                failure = self._judge(error, "s3:PutObject")
+            if failure.status == 412 and self._is_mine(name, mark, self._limits.attempts):
+                return
+            unclear = unclear or failure.unclear
+            if not self._pause(failure, attempt):
+                break
+        # An attempt without an answer may have written the object after all.
+        if unclear and self._is_mine(name, mark, attempts=1):
+            return
+        kind = OutcomeUnknown if unclear else StorageError
+        raise kind(f"{self._where(name)}: {failure.words}")
+
+    def put(self, key: str, data: bytes) -> None:
+        name = self._prefix + check_key(key)
+        self._call(name, "s3:PutObject", lambda: self._put(name, data))
+
+    def get(self, key: str) -> bytes:
+        return self.get_any(self._prefix + check_key(key))
+
+    def get_any(self, name: str) -> bytes:
+        """Returns the bytes of an object by its full name in the bucket, which need not be a key."""
+
+        def request() -> bytes:
+            answer = self._client().get_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+            # Reading to the end is what checks the length and, where the server keeps one, the checksum.
+            with closing(answer["Body"]) as body:
+                return body.read()
+
+        return self._call(
+            name, "s3:GetObject, and s3:ListBucket without which a missing object is refused", request
+        )
+
+    def size_bytes(self, key: str) -> int:
+        name = self._prefix + check_key(key)
+        size: int = self._call(name, "s3:GetObject", lambda: self._head(name))["ContentLength"]
+        return size
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._walk(self._prefix + check_prefix(prefix))
+
+    def delete(self, key: str) -> None:
+        name = self._prefix + check_key(key)
+        self._call(
+            name, "s3:DeleteObject", lambda: self._client().delete_object(Bucket=self._bucket, Key=name)
+        )
+
+    def _walk(self, begin: str) -> Iterator[ObjectInfo]:
+        asked: dict[str, Any] = {
+            "Bucket": self._bucket,
+            "Prefix": begin,
+            "MaxKeys": self._limits.page_keys,
+        }
+        while True:
+            page = self._call(begin, "s3:ListBucket", lambda: self._client().list_objects_v2(**asked))
+            for entry in page.get("Contents", []):
+                key = entry["Key"][len(self._prefix) :]
+                if is_key(key):
+                    yield ObjectInfo(key, entry["Size"])
+            if not page["IsTruncated"]:
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _put(self, name: str, data: bytes, **conditions: Any) -> None:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        self._client().put_object(
+            Bucket=self._bucket,
+            Key=name,
+            Body=data,
+            ChecksumSHA256=checksum,
+            **self._encryption,
+            **conditions,
+        )
+
+    def _head(self, name: str) -> Any:
+        return self._client().head_object(Bucket=self._bucket, Key=name)
+
+    def _is_mine(self, name: str, mark: str, attempts: int) -> bool:
+        """Tells whether `create` wrote the object; False when there is none. Raises AlreadyExists."""
+        try:
+            found = self._call(name, "s3:GetObject", lambda: self._head(name), attempts)
+        except NotFound:
+            return False
+        except StorageError as error:
+            raise OutcomeUnknown(f"{error}; whether the object was written is unknown") from None
+        # By value: some servers change the case of the name.
+        if mark not in found.get("Metadata", {}).values():
+            raise AlreadyExists(f"{self._where(name)}: the object exists already")
+        return True
+
+    def _call(self, name: str, action: str, request: Callable[[], T], attempts: int = 0) -> T:
+        """Returns the answer of a request that may be sent any number of times."""
+        for attempt in count(1):
+            try:
+                answer = request()
+                self._answered = True
+                return answer
+            except (ClientError, BotoCoreError) as error:
+                failure = self._judge(error, action)
+            if failure.not_found:
+                raise NotFound(f"{self._where(name)}: no such object")
+            if attempt == attempts or not self._pause(failure, attempt):
+                break
+        raise StorageError(f"{self._where(name)}: {failure.words}")
+
+    def _pause(self, failure: Failure, attempt: int) -> bool:
+        """Waits before the next attempt, and tells whether there is to be one."""
+        allowed = self._limits.attempts
+        if failure.unreached and not self._answered:
+            allowed = min(allowed, _FIRST_CONTACT_ATTEMPTS)
+        if not failure.retry or attempt >= allowed:
+            return False
+        longest = min(_LONGEST_PAUSE_S, self._limits.first_pause_s * 2 ** (attempt - 1))
+        time.sleep(longest * _jitter.uniform(0.5, 1.0))
+        return True
+
+    def _judge(self, error: Exception, action: str) -> Failure:
+        endpoint = self._made_client.meta.endpoint_url if self._made_client else "the server"
+        failure = judge(error, action=action, endpoint=endpoint)
+        self._answered = self._answered or failure.status > 0
+        return failure
+
+    def _where(self, name: str) -> str:
+        return f"s3://{self._bucket}/{name}"
+
+    def _client(self) -> "S3Client":
+        with self._lock:
+            if self._made_client is None:
+                self._made_client = _make_client(self._limits)
+            return self._made_client
+
+
+def read_object(url: str) -> bytes:
+    """Returns the bytes of the object that an `s3://` URL names. Raises as `read_url` does."""
+    bucket, name = _split(url)
+    if not name:
+        raise ConfigError(f"s3://{bucket}: names a bucket; name an object in it")
+    return S3Store(f"s3://{bucket}").get_any(name)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Returns the bucket and the rest of an `s3://` URL, of which no part is shown when it is wrong."""
+    bucket, _, name = url.removeprefix("s3://").partition("/")
+    if _BUCKET.fullmatch(bucket) is None:
+        raise ConfigError(
+            "store s3://...: no valid bucket name; use s3://bucket/prefix with a bucket of 3 to 63 small "
+            "letters, digits and '.-', and credentials from the environment, never in the URL"
+        )
+    return bucket, name
+
+
+def _limits_from_environment() -> Limits:
+    return Limits(
+        read_s=_number("NISYNTH_S3_READ_TIMEOUT_S", Limits.read_s),
+        attempts=int(_number("AWS_MAX_ATTEMPTS", Limits.attempts)),
+    )
+
+
+def _number(variable: str, default: float) -> float:
+    text = os.environ.get(variable) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 1 <= number < 1e6:
+        raise ConfigError(f"{variable}={text!r}: give a number of at least 1, such as {default}")
+    return number
+
+
+def _encryption_from_environment() -> dict[str, Any]:
+    settings = {
+        "ServerSideEncryption": os.environ.get("NISYNTH_S3_SSE"),
+        "SSEKMSKeyId": os.environ.get("NISYNTH_S3_SSE_KMS_KEY_ID"),
+    }
+    return {name: value for name, value in settings.items() if value}
+
+
+def _make_client(limits: Limits) -> "S3Client":
+    # A session of its own: making clients from boto3's shared session is not thread-safe.
+    config = Config(
+        connect_timeout=limits.connect_s,
+        read_timeout=limits.read_s,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        # Every write carries its own SHA256; the library's extra CRC trailers confuse some servers.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_supported",
+    )
+    try:
+        client = boto3.session.Session().client("s3", config=config)
+        holds_credentials = urlsplit(client.meta.endpoint_url).username is not None
+    except ValueError:
+        raise ConfigError("AWS_ENDPOINT_URL is no URL; give one such as https://host:port") from None
+    if holds_credentials:
+        raise ConfigError(
+            "AWS_ENDPOINT_URL holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return client
