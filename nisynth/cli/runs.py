@@ -120,6 +120,7 @@ def verify(
     """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label."""
     observer = make_observer(unit="shards")
     verdict = audit.verify(Run.open(open_store(url)), deep, observer.checked)
+    observer.finished()
     if as_json:
         document = {"checked": verdict.checked, "problems": [dataclasses.asdict(p) for p in verdict.problems]}
         out.print_json(json.dumps({"ok": not verdict.problems, **document}))

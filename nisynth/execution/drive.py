@@ -52,7 +52,10 @@ def run(
         _refuse_missing(joined)
         observer.note(f"{store}: complete already; nothing to run")
     else:
-        executed = _executor(executor)(config, joined, observer, address)
+        try:
+            executed = _executor(executor)(config, joined, observer, address)
+        finally:
+            observer.finished()
     return _finish(config, joined, executed, time.monotonic() - began)
 
 
