@@ -1,0 +1,148 @@
+"""The state of a training loop in a store: one safetensors object, replaced whole, never a pickle.
+
+Tensors (weights, BatchNorm statistics, momentum) are stored as they are; numbers go as JSON into the
+file's metadata, with the identity of what was being trained, so that a loop never continues another's.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from nisynth.errors import DataError, PlanMismatch
+from nisynth.plan import differing_fields
+from nisynth.storage import NotFound, Store
+
+CHECKPOINT_KEY = "checkpoint.safetensors"
+SCHEMA_VERSION = 1
+
+
+@dataclass(eq=False)
+class TrainState:
+    """All that a loop knows between two steps; everything else is a function of the config and `step`.
+
+    sums: `(3,)` float64 on the device, of the epoch so far: loss x images, images classified as labelled,
+    images. history: one record per finished epoch.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    sums: Tensor
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Checkpoints:
+    """Where a loop saves itself, and how often.
+
+    identity: JSON-able, everything that decides the weights: data, teacher, student, loss, train.
+    every_s: seconds between two saves. key: the object's name; loops that share a store need their own.
+    """
+
+    def __init__(
+        self, store: Store, identity: Mapping[str, Any], *, every_s: float = 300.0, key: str = CHECKPOINT_KEY
+    ) -> None:
+        self.store = store
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.every_s = every_s
+        self.key = key
+        self._saved_s = time.monotonic()
+
+    def load_into(self, state: TrainState) -> bool:
+        """Fills the state from the store; False when nothing was saved there.
+
+        Raises PlanMismatch for a checkpoint of another config, DataError for a damaged one, StorageError.
+        """
+        try:
+            data = self.store.get(self.key)
+        except NotFound:
+            return False
+        where = f"{self.store.url}/{self.key}"
+        tensors, document = _parse(data, where)
+        check_identity(self.identity, document.get("identity"), where)
+        try:
+            _restore(state, tensors, document)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise DataError(f"{where}: damaged ({line}); delete it to start over") from None
+        return True
+
+    def save_if_due(self, state: TrainState) -> bool:
+        """Saves the state when the last save, or the start, is `every_s` ago; True when it did."""
+        if time.monotonic() - self._saved_s < self.every_s:
+            return False
+        self.save(state)
+        return True
+
+    def save(self, state: TrainState) -> None:
+        """Replaces the stored state. Raises StorageError."""
+        self.store.put(self.key, _encode(state, self.identity))
+        self._saved_s = time.monotonic()
+
+    def clear(self) -> None:
+        """Removes the stored state, when the result is stored and nothing is left to resume."""
+        self.store.delete(self.key)
+
+
+def check_identity(ours: Mapping[str, Any], theirs: object, where: str) -> None:
+    """Raises PlanMismatch, naming the fields, when what is stored at `where` came of another config."""
+    if not isinstance(theirs, Mapping):
+        raise DataError(f"{where}: does not say what it was trained on; delete it to start over")
+    if dict(theirs) != dict(ours):
+        fields = "; ".join(differing_fields(ours, theirs))
+        raise PlanMismatch(f"{where}: of another config: {fields}. Use that config, or another output URL")
+
+
+def _encode(state: TrainState, identity: Mapping[str, Any]) -> bytes:
+    tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in state.optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            elif value is not None:
+                numbers.setdefault(str(index), {})[name] = value
+    tensors["sums"] = state.sums
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "step": state.step,
+        "history": state.history,
+        "optimizer": numbers,
+    }
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(stored, {"nisynth": json.dumps(document)})
+
+
+def _parse(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors = safetensors.torch.load(data)
+        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        document = json.loads(header["__metadata__"]["nisynth"])
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError("no checkpoint of this version")
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{where}: not a checkpoint, or damaged; delete it to start over") from None
+    return tensors, document
+
+
+def _restore(state: TrainState, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    weights = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+    state.network.load_state_dict(weights)
+    entries: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in document["optimizer"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
+    state.sums.copy_(tensors["sums"])
+    state.step = int(document["step"])
+    state.history = [dict(record) for record in document["history"]]
+    if state.step < 0:
+        raise ValueError(f"step {state.step}")
