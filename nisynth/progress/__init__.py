@@ -106,9 +106,7 @@ class PlainObserver:
         with self._lock:
             self._tally.started(total_tasks, done_tasks, total_images)
             if not self._announced:
-                self._print(
-                    f"{total_tasks:,} tasks, {total_images:,} images; {done_tasks:,} done before"
-                )
+                self._print(f"{total_tasks:,} tasks, {total_images:,} images; {done_tasks:,} done before")
             self._announced = True
 
     def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
