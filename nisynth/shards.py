@@ -7,8 +7,9 @@ before anything is allocated, nothing is unpickled, and whatever is wrong become
 Parquet is stored uncompressed and PLAIN: PNG does not compress further, and a reader can then refuse every
 encoding in which a small file unfolds into a large table. A footer has no checksum of its own and pyarrow
 aborts the process on some damaged ones, so the metadata carries a seal, the sha256 of the file with the
-seal's digits set to zero, and no byte reaches pyarrow before it is checked. NPZ is a zip of stored arrays,
-each with a CRC.
+seal's digits set to zero, and no byte reaches pyarrow before it is checked. What remains: whoever can write
+to the bucket can seal such a footer on purpose, and stop a reader. NPZ is a zip of stored arrays, each with
+a CRC.
 """
 
 import hashlib
