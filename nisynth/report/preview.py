@@ -1,0 +1,77 @@
+"""A look at a run at any time: images of shards spread over what is committed, on one contact sheet."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from nisynth.commits import Run
+from nisynth.errors import ConfigError, DataError, IncompleteRun
+from nisynth.report.contact_sheet import contact_sheet
+from nisynth.report.pictures import write_png
+
+MAX_SHARDS = 16
+READERS = 4
+
+
+def draw_preview(run: Run, output: str, rows: int) -> int:
+    """Draws up to `rows` images of every class into the PNG file `output`; returns how many it drew.
+
+    At most 16 shards are read, evenly spread over the committed tasks, and every class takes its images
+    from as many of them as it can, since images of one shard share a generator. Raises IncompleteRun when
+    nothing is committed yet, DataError for a damaged shard, ConfigError when the file cannot be written.
+    """
+    if rows < 1:
+        raise ConfigError(f"--rows {rows}: must be at least 1, the number of images of each class")
+    tasks = sorted(run.committed())
+    if not tasks:
+        raise IncompleteRun(
+            f"{run.store.url}: no task is committed yet, so there is no image to draw; wait for one"
+        )
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = [part for part in pool.map(lambda task: _read(run, task), _spread(run, tasks, rows)) if part]
+    if not parts:
+        raise IncompleteRun(
+            f"{run.store.url}: its commits were removed meanwhile; run it again, then preview"
+        )
+    pixels, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    chosen = _choose([part[1] for part in parts], rows)
+    write_png(output, contact_sheet(pixels[chosen], labels[chosen], run.plan.classes, rows=rows))
+    return len(chosen)
+
+
+def _spread(run: Run, tasks: list[int], rows: int) -> list[int]:
+    """Returns the tasks to read: a shard for each of the `rows`, or as many as fill them."""
+    needed = max(rows, -(-rows * run.plan.num_classes // run.plan.batch_size))
+    count = min(MAX_SHARDS, needed, len(tasks))
+    return [tasks[i * len(tasks) // count] for i in range(count)]
+
+
+def _read(run: Run, task: int) -> tuple[Tensor, Tensor] | None:
+    commit = run.read(task)
+    if commit is None:  # listed, then gone: redo was quicker
+        return None
+    try:
+        shard = run.decode(run.store.get(commit.shard))
+    except DataError as error:
+        raise DataError(
+            f"{run.store.url}/{commit.shard}: {error}; `nisynth redo {run.store.url} --bad`"
+        ) from None
+    return shard.pixels, shard.labels
+
+
+def _choose(labels: list[Tensor], rows: int) -> list[int]:
+    """Returns positions in the joined shards: of every class the first of each shard, then the seconds."""
+    seen: dict[tuple[int, int], int] = {}
+    order: list[tuple[int, int, int, int]] = []
+    for shard, part in enumerate(labels):
+        for label in part.tolist():
+            turn = seen[shard, label] = seen.get((shard, label), -1) + 1
+            order.append((label, turn, shard, len(order)))
+    chosen: list[int] = []
+    taken: dict[int, int] = {}
+    for label, _, _, position in sorted(order):
+        taken[label] = taken.get(label, 0) + 1
+        if taken[label] <= rows:
+            chosen.append(position)
+    return chosen
