@@ -7,9 +7,10 @@ import hashlib
 import io
 import json
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nisynth.errors import ConfigError, TeacherError
+from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.storage import NotFound, read_url
 
 NESTS = ("state_dict", "model", "net")
@@ -41,45 +42,20 @@ class Checkpoint:
         """
         own = network.state_dict()
         tensors = _without_shared_prefix(self.tensors, own)
-        # Counters of training batches decide nothing in eval mode, and older files lack them.
-        missing = [name for name in own if name not in tensors and not _is_counter(name)]
-        surplus = [name for name in tensors if name not in own and not _is_counter(name)]
-        shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-        if (
-            not missing
-            and not surplus
-            and shapes
-            and all(_only_classes_differ(own[n], tensors[n]) for n in shapes)
-        ):
+        misfits = _misfits(tensors, own)
+        if misfits:
+            stated = self.metadata.get("arch", arch)
+            hint = f"; its metadata says {stated!r}" if stated != arch else ""
             raise TeacherError(
-                f"teacher.num_classes is {own[shapes[-1]].shape[0]}, but weights {self.source} "
-                f"have {tensors[shapes[-1]].shape[0]} classes ({shapes[-1]})"
+                f"teacher.weights {self.source} do not fit arch {arch!r}: {', '.join(misfits)}{hint}"
             )
-        if missing or surplus or shapes:
-            raise TeacherError(self._misfit(arch, own, tensors, missing, surplus, shapes))
+        head = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        if head:
+            raise TeacherError(
+                f"teacher.num_classes: arch {arch!r} is built with {own[head[-1]].shape[0]} classes, but "
+                f"weights {self.source} have {tensors[head[-1]].shape[0]} ({head[-1]})"
+            )
         network.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
-
-    def _misfit(
-        self,
-        arch: str,
-        own: Mapping[str, Tensor],
-        tensors: Mapping[str, Tensor],
-        missing: list[str],
-        surplus: list[str],
-        shapes: list[str],
-    ) -> str:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} tensors missing ({missing[0]}, ...)")
-        if surplus:
-            parts.append(f"{len(surplus)} unexpected ({surplus[0]}, ...)")
-        if shapes:
-            name = shapes[0]
-            theirs, ours = tuple(tensors[name].shape), tuple(own[name].shape)
-            parts.append(f"{len(shapes)} of another shape ({name} is {theirs}, not {ours})")
-        stated = self.metadata.get("arch", arch)
-        hint = f"; its metadata says {stated!r}" if stated != arch else ""
-        return f"teacher.weights {self.source} do not fit arch {arch!r}: {', '.join(parts)}{hint}"
 
 
 def read_checkpoint(source: str) -> Checkpoint:
@@ -95,15 +71,17 @@ def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     where = f"teacher.weights {source}"
     if not data:
         raise TeacherError(f"{where}: the file is empty")
-    if data.lstrip()[:1] == b"<":
+    if data[:256].lstrip()[:1] == b"<":
         raise TeacherError(f"{where}: this is a web page (HTML), not weights; download the file itself")
     if data.startswith(b"version https://git-lfs"):
         raise TeacherError(f"{where}: this is a Git LFS pointer, not weights; run `git lfs pull`")
     metadata: dict[str, str] = {}
     if data[8:9] == b"{":
         tensors, metadata = _parse_safetensors(data, where)
-    else:
+    elif data.startswith((b"PK", b"\x80")):
         tensors = _parse_torch(data, where)
+    else:
+        raise TeacherError(f"{where}: neither a safetensors nor a torch.save file")
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     for name, tensor in floats.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -127,28 +105,19 @@ def hash_weights(network: nn.Module) -> str:
 
 
 def _read(source: str) -> bytes:
-    where = f"teacher.weights {source}"
-    if "://" in source and not source.startswith("file://"):
-        try:
-            return read_url(source)
-        except NotFound:
-            raise TeacherError(f"{where}: there is no such object") from None
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-    path = Path(source.removeprefix("file://")).expanduser()
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise TeacherError(f"{where}: there is no such file (looked for {path.absolute()})") from None
-    except OSError as error:
-        raise TeacherError(f"{where}: the file cannot be read: {error.strerror}") from None
+        return read_url(source)
+    except NotFound as error:
+        raise TeacherError(f"teacher.weights {source} cannot be found: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"teacher.weights {source}: {error}") from None
 
 
 def _parse_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise TeacherError(f"{where}: damaged or truncated safetensors file: {error}") from None
+        raise TeacherError(f"{where}: damaged or truncated safetensors file ({one_line(error)})") from None
     header_bytes = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
     return tensors, header.get("__metadata__", {})
@@ -156,21 +125,24 @@ def _parse_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict
 
 def _parse_torch(data: bytes, where: str) -> dict[str, Tensor]:
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # What torch only warns of, such as a foreign pickle protocol, either loads or is refused below.
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if data[:2] != b"PK" and data[:1] != b"\x80":
-            raise TeacherError(f"{where}: neither a safetensors nor a torch.save file") from None
         raise TeacherError(
             f"{where}: holds Python objects beside tensors, and code in a file is never run; "
-            f"save network.state_dict() alone ({_refused(error)})"
+            f"save network.state_dict() alone{_refused(error)}"
         ) from None
     except Exception as error:  # a damaged archive may raise anything
-        raise TeacherError(f"{where}: damaged, or no torch.save file ({type(error).__name__})") from error
-    while isinstance(content, Mapping):
-        nest = next((key for key in NESTS if isinstance(content.get(key), Mapping)), None)
-        if nest is None:
-            break
-        content = content[nest]
+        raise TeacherError(
+            f"{where}: damaged, or no state dict that torch.save wrote ({one_line(error)})"
+        ) from error
+    for _ in NESTS:  # bounded, since a pickled mapping may hold itself
+        nests = [
+            key for key in NESTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+        ]
+        content = content[nests[0]] if nests else content
     if not isinstance(content, Mapping):
         raise TeacherError(f"{where}: holds a {type(content).__name__}, not a state dict")
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
@@ -180,8 +152,8 @@ def _parse_torch(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _refused(error: Exception) -> str:
-    words = [word.strip("`'\",.") for word in str(error).split()]
-    return next((f"refused: {word}" for word in words if "." in word and word.isascii()), "refused")
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (refused: {found[1]})" if found else ""
 
 
 def _without_shared_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,5 +171,25 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def _only_classes_differ(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.ndim == theirs.ndim <= 2 and ours.ndim > 0 and ours.shape[1:] == theirs.shape[1:]
+def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Returns what keeps the tensors from being loaded, but for a head of another class count."""
+    # Counters of training batches decide nothing in eval mode, and older files lack them.
+    missing = [name for name in own if name not in tensors and not _is_counter(name)]
+    surplus = [name for name in tensors if name not in own and not _is_counter(name)]
+    shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if not missing and not surplus and all(_is_head(own[name], tensors[name]) for name in shapes):
+        return []
+    found = []
+    if missing:
+        found.append(f"{len(missing)} tensors missing ({missing[0]}, ...)")
+    if surplus:
+        found.append(f"{len(surplus)} unexpected ({surplus[0]}, ...)")
+    if shapes:
+        theirs, ours = tuple(tensors[shapes[0]].shape), tuple(own[shapes[0]].shape)
+        found.append(f"{len(shapes)} of another shape ({shapes[0]} is {theirs}, not {ours})")
+    return found
+
+
+def _is_head(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors differ as the last linear layers of different class counts do."""
+    return 1 <= ours.ndim == theirs.ndim <= 2 and ours.shape[1:] == theirs.shape[1:]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nisynth.batch import Normalization
-from nisynth.errors import ConfigError, TeacherError
+from nisynth.errors import ConfigError
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
 from nisynth.teachers.registry import build_network, find_factory
@@ -58,6 +58,9 @@ def load_teacher(
     """
     config = replace(config, **fields) if config else TeacherConfig(**fields)
     find_factory(config.arch)  # an unknown name is reported before missing weights
+    twice = sorted({"arch", "num_classes"} & set(config.kwargs))
+    if twice:
+        raise ConfigError(f"teacher.kwargs names {twice[0]!r}; give it as teacher.{twice[0]}")
     checkpoint = _checkpoint(config)
     num_classes = _num_classes(config, checkpoint)
     normalization = Normalization(
@@ -65,7 +68,7 @@ def load_teacher(
     )
     network = build_network(config.arch, num_classes, **config.kwargs).float()
     checkpoint.load_into(network, config.arch)
-    teacher = Teacher(
+    return Teacher(
         network,
         normalization=normalization,
         classes=_classes(config, checkpoint, num_classes),
@@ -75,11 +78,6 @@ def load_teacher(
         taps=config.taps,
         device=device,
     )
-    if teacher.num_classes != num_classes:
-        raise TeacherError(
-            f"teacher.num_classes is {num_classes}, but {config.arch!r} gives {teacher.num_classes} logits"
-        )
-    return teacher
 
 
 def _checkpoint(config: TeacherConfig) -> Checkpoint:
@@ -95,35 +93,26 @@ def _checkpoint(config: TeacherConfig) -> Checkpoint:
 
 
 def _num_classes(config: TeacherConfig, checkpoint: Checkpoint) -> int:
-    dataset = CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
-    stated = checkpoint.metadata.get("num_classes") or config.kwargs.get("num_classes")
-    found = config.num_classes if config.num_classes is not None else stated
-    try:
-        num_classes = int(found or len(config.classes or dataset))
-    except ValueError:
-        raise TeacherError(
-            f"teacher.weights {checkpoint.source}: metadata num_classes is {found!r}, not a number"
-        ) from None
-    if num_classes < 1:
-        raise ConfigError(
-            f"teacher.num_classes is {config.num_classes}, and weights {checkpoint.source} do not say it; "
-            "give the number of classes"
-        )
-    return num_classes
+    named = config.classes or CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
+    candidates = (
+        config.num_classes,
+        checkpoint.metadata.get("num_classes"),
+        len(named) or None,
+    )
+    found = next((candidate for candidate in candidates if candidate is not None), None)
+    if found is None:
+        raise ConfigError(f"teacher.num_classes is not given, and weights {checkpoint.source} do not say it")
+    if not str(found).isdecimal() or int(found) < 1:
+        raise ConfigError(f"teacher.num_classes is {found!r}; it must be the number of classes, 1 or more")
+    return int(found)
 
 
 def _input_px(config: TeacherConfig, checkpoint: Checkpoint) -> int:
     stated = checkpoint.metadata.get("input_size", "32")
-    if config.input_px is None and not stated.isdecimal():
-        raise TeacherError(
-            f"teacher.weights {checkpoint.source}: metadata input_size is {stated!r}, not a number of pixels"
-        )
-    input_px = int(stated) if config.input_px is None else config.input_px
-    if input_px < 1:
-        raise ConfigError(
-            f"teacher.input_px is {input_px}; it must be the side of the input in pixels, such as 32"
-        )
-    return input_px
+    found = stated if config.input_px is None else config.input_px
+    if not str(found).isdecimal() or int(found) < 1:
+        raise ConfigError(f"teacher.input_px is {found!r}; it must be the input's side in pixels, such as 32")
+    return int(found)
 
 
 def _channels(
@@ -151,18 +140,18 @@ def _channels(
 
 
 def _classes(config: TeacherConfig, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
-    if config.classes is not None:
-        return tuple(config.classes)
     stated = checkpoint.metadata.get("classes")
-    if stated is not None:
+    names: Any = config.classes
+    if names is None and stated is not None:
         try:
             names = json.loads(stated)
         except ValueError:
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TeacherError(
-                f"teacher.weights {checkpoint.source}: metadata classes is {stated!r}, no JSON list of names"
-            )
-        return tuple(names)
-    named = CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
-    return named if len(named) == num_classes else tuple(str(label) for label in range(num_classes))
+            names = stated
+    if names is None:
+        named = CLASS_NAMES.get(checkpoint.metadata.get("dataset", ""), ())
+        names = named if len(named) == num_classes else [str(label) for label in range(num_classes)]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"teacher.classes is {names!r}; it must be a list of names")
+    if len(names) != num_classes:
+        raise ConfigError(f"teacher.classes has {len(names)} names, but teacher.num_classes is {num_classes}")
+    return tuple(names)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, one_line
 from nisynth.teachers.mobilenet import mobilenetv2
 from nisynth.teachers.resnet import resnet18, resnet20, resnet34, resnet56
 from nisynth.teachers.trace import Tap, find_taps, trace
@@ -96,7 +96,7 @@ def _import_factory(arch: str) -> Callable[..., Any]:
             f"arch {arch!r}: there is no module {error.name!r}; install it or add its folder to PYTHONPATH"
         ) from None
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise ConfigError(f"arch {arch!r}: importing {module_name!r} failed: {describe(error)}") from error
+        raise ConfigError(f"arch {arch!r}: importing {module_name!r} failed: {one_line(error)}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
         public = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
@@ -109,23 +109,23 @@ def _import_factory(arch: str) -> Callable[..., Any]:
 
 
 def _call(arch: str, factory: Callable[..., Any], num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:
+        raise ConfigError(f"arch {arch!r} is built into Python and builds no network") from None
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = [parameter.name for parameter in parameters]
     unknown = [name for name in kwargs if name not in names]
     if unknown and not takes_any:
-        raise ConfigError(f"arch {arch!r}: no argument {unknown[0]!r} in kwargs; it takes {', '.join(names)}")
+        raise ConfigError(
+            f"arch {arch!r}: no argument {unknown[0]!r} in kwargs; it takes {', '.join(names) or 'none'}"
+        )
     if takes_any or "num_classes" in names:
-        kwargs = {"num_classes": num_classes, **kwargs}
+        kwargs["num_classes"] = num_classes
     try:
         network = factory(**kwargs)
     except Exception as error:  # the user's factory may raise anything
-        raise ConfigError(f"arch {arch!r}: the factory raised {describe(error)}; see kwargs") from error
+        raise ConfigError(f"arch {arch!r}: the factory raised {one_line(error)}; see kwargs") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"arch {arch!r} returned a {type(network).__name__}; it must return a nn.Module")
     return network
-
-
-def describe(error: Exception) -> str:
-    """Returns an exception as one line: its type and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nisynth.batch import Normalization
-from nisynth.errors import TeacherError
+from nisynth.errors import TeacherError, one_line
 from nisynth.teachers.checkpoint import hash_weights
-from nisynth.teachers.registry import describe
 from nisynth.teachers.trace import Site, Tap, Trace, find_taps, first_tensor, name_taps, reading, trace
 
 
@@ -36,8 +35,9 @@ class Teacher:
         taps: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
-        passed = _forward(self.network, input_px)
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        passed = _forward(self.network, input_px, self.device)
         self._tap_sites = find_taps(passed.outputs) if taps is None else name_taps(passed.outputs, taps)
         self._batch_norm_sites = passed.batch_norms
         self.taps: tuple[Tap, ...] = tuple(site.tap for site in self._tap_sites)
@@ -48,7 +48,12 @@ class Teacher:
         self.classes = tuple(classes)
         if len(self.classes) != self.num_classes:
             raise TeacherError(
-                f"teacher.classes has {len(self.classes)} names, but the network {self.num_classes} classes"
+                f"teacher.num_classes: the network gives {self.num_classes} logits, not {len(self.classes)}"
+            )
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice:
+            raise TeacherError(
+                f"teacher.classes names {twice[0]!r} twice; every class needs a name of its own"
             )
         self.input_px = input_px
         self.identity: dict[str, Any] = {
@@ -62,8 +67,6 @@ class Teacher:
             "input_px": input_px,
             "num_classes": self.num_classes,
         }
-        self.device = torch.device(device)
-        self.network.to(self.device)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns `(B, C)` logits of normalized images `(B, 3, H, W)`: the output, or its first tensor."""
@@ -98,15 +101,15 @@ class Teacher:
         return correct / len(labels)
 
 
-def _forward(network: nn.Module, input_px: int) -> Trace:
+def _forward(network: nn.Module, input_px: int, device: torch.device) -> Trace:
     size = f"(2, 3, {input_px}, {input_px})"
     try:
-        passed = trace(network, torch.zeros(2, 3, input_px, input_px))
+        passed = trace(network, torch.zeros(2, 3, input_px, input_px, device=device))
     except TeacherError:
         raise
     except Exception as error:  # the user's network may raise anything
         raise TeacherError(
-            f"arch: the network's forward of {size} RGB images raised {describe(error)}; see teacher.input_px"
+            f"arch: the network's forward of {size} RGB images raised {one_line(error)}; see teacher.input_px"
         ) from error
     logits = passed.logits
     if logits.ndim != 2 or logits.shape[0] != 2:

@@ -125,6 +125,8 @@ def find_taps(outputs: Sequence[Site]) -> tuple[Site, ...]:
 
 def name_taps(outputs: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]:
     """Returns the named outputs in execution order. Raises TeacherError for a name that is not one."""
+    if not names:
+        raise TeacherError("teacher.taps is an empty list; name at least one module, or leave it out")
     known = {site.name: site for site in outputs}
     for name in names:
         if name not in known:
