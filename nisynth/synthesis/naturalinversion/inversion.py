@@ -17,6 +17,9 @@ from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.protocol import StepCallback
 from nisynth.teachers import Teacher
 
+# The CPU's allocator and the CUDA libraries have no exception type of their own.
+ALLOCATION_ERRORS = ("can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
 
 class LossCurve:
     """The loss terms of the first, every `log_every`-th and the last iteration (Figure 5).
@@ -65,8 +68,7 @@ class PlainSynthesizer:
         except (torch.OutOfMemoryError, MemoryError):
             pass
         except RuntimeError as error:
-            # The CPU's allocator has no exception type of its own.
-            if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            if not any(text in str(error) for text in ALLOCATION_ERRORS):
                 raise
         # Raised outside the handlers: a chained exception would keep the failed task's tensors alive.
         raise self._out_of_memory(task)
@@ -80,7 +82,7 @@ class PlainSynthesizer:
         render = Renderer.blank(config, teacher, len(y), teacher.device)
         render.load_state_dict(draws.weights)  # Algorithm 1, line 2: theta_G, theta_P, alpha
         z, jitter = draws.z.to(teacher.device), draws.jitter.to(teacher.device)  # line 3
-        adam = torch.optim.Adam(render.adam_groups())
+        adam = torch.optim.Adam(render.adam_groups(), fused=True)
         kept = KeptIterate(list(render.parameters()), config.select)
         curve = LossCurve(config.iterations, self._log_every, on_step)
 
@@ -90,7 +92,7 @@ class PlainSynthesizer:
             loss = losses(config, teacher, apply_jitter(i_hat, jitter_2), y)  # line 9: Eq. 8
             kept.see(loss.total, epoch)
             adam.zero_grad()
-            loss.total.backward()
+            torch.autograd.backward(loss.total)
             adam.step()  # lines 10-12
             if curve.wants(epoch):
                 curve.add(epoch, loss)

@@ -15,11 +15,13 @@ def draw_jitter(iterations: int, jitter_px: int, flip: bool, rng: torch.Generato
     """Returns the table of a task: `(iterations, 2, 3)` int64.
 
     Per iteration one draw for the generator's image and one for the image that the losses see; per draw
-    pixels down and pixels right, both uniform in -jitter_px..jitter_px, and 1 where the image is mirrored.
+    pixels down and pixels right, both uniform in -jitter_px..jitter_px, and 1 where the image is mirrored
+    (every second time with `flip`). A longer table begins with the shorter one of the same generator.
     """
-    shifts = torch.randint(-jitter_px, jitter_px + 1, (iterations, 2, 2), generator=rng)
-    mirrored = torch.randint(0, 2, (iterations, 2, 1), generator=rng) * int(flip)
-    return torch.cat((shifts, mirrored), dim=2)
+    num_shifts = 2 * jitter_px + 1
+    num_values = torch.tensor([num_shifts, num_shifts, 2 if flip else 1])
+    uniform = torch.rand((iterations, 2, 3), generator=rng, dtype=torch.float64)
+    return (uniform * num_values).long() - torch.tensor([jitter_px, jitter_px, 0])
 
 
 def apply_jitter(images: Tensor, jitter: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class KeptIterate:
     def restore(self) -> None:
         """Puts the kept iterate back into theta, in place."""
         sizes = [parameter.numel() for parameter in self._theta]
-        for parameter, kept in zip(self._theta, self._flat.split(sizes), strict=True):
+        for parameter, kept in zip(self._theta, torch.split(self._flat, sizes), strict=True):
             parameter.copy_(kept.view_as(parameter))
 
 

@@ -1,0 +1,167 @@
+"""Algorithm 1 through its public door: determinism, what it returns, how it fails."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nisynth.errors import TaskFailure
+from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis.naturalinversion.draws import draw
+from nisynth.synthesis.naturalinversion.renderer import Renderer
+
+
+def synthesizer(teacher, log_every=50, **options):
+    config = NaturalInversionConfig(**{"iterations": 4, "latent_dim": 16, **options})
+    return make_synthesizer(config, EngineConfig(), teacher, log_every=log_every)
+
+
+def test_a_task_gives_equal_bits_whoever_runs_it_and_after_whatever(odd_teacher, make_task):
+    a, b = make_task(6, index=0, seed=1), make_task(6, index=1, seed=2)
+    first, second = synthesizer(odd_teacher), synthesizer(odd_teacher)
+    image_a, image_b = first.synthesize(a).images, first.synthesize(b).images
+    torch.rand(5)
+    assert torch.equal(second.synthesize(b).images, image_b)
+    assert torch.equal(second.synthesize(a).images, image_a)
+    assert torch.equal(first.synthesize(a).images, image_a)
+    assert not torch.equal(image_a, image_b)
+
+
+def test_the_loss_falls_on_the_shipped_teacher_whose_weights_take_no_gradient(shipped_teacher, make_task):
+    before = {name: value.clone() for name, value in shipped_teacher.network.state_dict().items()}
+    engine = synthesizer(shipped_teacher, log_every=10, iterations=30, latent_dim=1024)
+    batch = engine.synthesize(make_task(8, num_classes=10))
+    total = [point["total"] for point in batch.curve]
+    assert [point["iteration"] for point in batch.curve] == [1, 10, 20, 30]
+    assert total[0] > 2 * total[1] > 2 * total[-1]
+    assert batch.figures["best_total"] <= min(total)
+    assert all(p.grad is None and not p.requires_grad for p in shipped_teacher.network.parameters())
+    after = shipped_teacher.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_curve_holds_the_unweighted_terms_at_the_first_every_nth_and_last_iteration(
+    odd_teacher, make_task
+):
+    calls = []
+    engine = synthesizer(odd_teacher, log_every=3, iterations=7)
+    batch = engine.synthesize(make_task(4), lambda done, terms: calls.append((done, dict(terms))))
+    assert [done for done, _ in calls] == [1, 3, 6, 7]
+    assert [{"iteration": done, **terms} for done, terms in calls] == batch.curve
+    for _, t in calls:
+        weighted = t["ce"] + 10 * t["r_bn"] + 6e-3 * t["tv"] + 1.5e-5 * t["l2"]
+        assert t["total"] == pytest.approx(weighted, rel=1e-6)
+    last = batch.curve[-1]
+    assert {k: v for k, v in batch.figures.items() if k.startswith("final_")} == {
+        f"final_{name}": last[name] for name in ("total", "ce", "r_bn", "tv", "l2")
+    }
+
+
+def test_a_step_callback_may_abort_the_task(odd_teacher, make_task):
+    def stop(done, terms):
+        raise KeyboardInterrupt
+
+    engine = synthesizer(odd_teacher)
+    with pytest.raises(KeyboardInterrupt):
+        engine.synthesize(make_task(4), stop)
+    assert not torch.are_deterministic_algorithms_enabled()
+    engine.synthesize(make_task(4))
+
+
+@pytest.mark.parametrize("head", ["tanh", "sum"])
+def test_the_result_is_rendered_without_jitter(odd_teacher, make_task, head):
+    """After one iteration the kept iterate is the initial one: render it by hand, layer by layer."""
+    task = make_task(5)
+    engine = synthesizer(odd_teacher, iterations=1, head=head)
+    batch = engine.synthesize(task)
+    config = NaturalInversionConfig(iterations=1, latent_dim=16, head=head)
+    draws = draw(task, config, odd_teacher)
+    parts = Renderer.blank(config, odd_teacher, 5, torch.device("cpu"))
+    parts.load_state_dict(draws.weights)
+    with torch.no_grad():
+        x_hat = parts.generator(draws.z, torch.eye(4)[batch.labels])
+        f_1 = odd_teacher.network.stages[0](x_hat)
+        f_2 = odd_teacher.network.stages[1](f_1)
+        f_3 = odd_teacher.network.stages[2](f_2)
+        joined = parts.pyramid([f_1, f_2, f_3]) + x_hat
+        if head == "tanh":
+            joined = torch.tanh(parts.pyramid.head(joined))
+        expected = draws.weights["scaling.alpha"] * joined
+    assert torch.allclose(batch.images, expected, rtol=1e-5, atol=1e-5)
+    assert batch.images.shape == (5, 3, 16, 16)
+    assert batch.figures["best_iteration"] == 1
+
+
+def test_best_is_the_last_iterate_of_a_run_that_stops_there(odd_teacher, make_task):
+    """With rates that make the loss rise again, best and last differ."""
+    task = make_task(4)
+    rates = {"lr_generator": 0.2, "lr_pyramid": 0.2, "lr_alpha": 3.0}
+    best = synthesizer(odd_teacher, iterations=12, log_every=1, **rates).synthesize(task)
+    last = synthesizer(odd_teacher, iterations=12, select="last", **rates).synthesize(task)
+    totals = [point["total"] for point in best.curve]
+    k = best.figures["best_iteration"]
+    assert best.figures["best_total"] == min(totals) == totals[k - 1]
+    assert 1 < k < 12
+    assert not torch.equal(best.images, last.images)
+    stopped = synthesizer(odd_teacher, iterations=k, select="last", **rates).synthesize(task)
+    assert torch.equal(stopped.images, best.images)
+    assert last.figures["best_iteration"] == k
+
+
+@pytest.mark.parametrize("feature_gradient", [False, True])
+def test_gradient_through_the_features_is_an_option(odd_teacher, make_task, feature_gradient):
+    config = NaturalInversionConfig(latent_dim=16, iterations=1, feature_gradient=feature_gradient)
+    draws = draw(make_task(4), config, odd_teacher)
+    parts = Renderer.blank(config, odd_teacher, 4, torch.device("cpu"))
+    parts.load_state_dict(draws.weights)
+    image = parts(draws.z, torch.eye(4))
+    with torch.no_grad():  # what reaches the image past the pyramid: d image / d x_hat with m_L fixed
+        x_hat = parts.generator(draws.z, torch.eye(4))
+        m_l = parts.pyramid(odd_teacher.features(x_hat))
+    parts.generator.zero_grad()
+    torch.autograd.backward(image.sum())
+    actual = parts.generator.linear.weight.grad.clone()
+    parts.generator.zero_grad()
+    direct = parts.scaling(parts.pyramid.join(parts.generator(draws.z, torch.eye(4)), m_l))
+    torch.autograd.backward(direct.sum())
+    only_direct = torch.allclose(actual, parts.generator.linear.weight.grad, rtol=1e-4, atol=1e-4)
+    assert only_direct is (not feature_gradient)
+
+
+def test_a_teacher_that_gives_nan_fails_the_task(make_teacher, make_task):
+    teacher = make_teacher()
+    teacher.batch_norms[0].running_mean[0] = math.nan
+    with pytest.raises(
+        TaskFailure, match="task 7: the loss is not finite from the first iteration"
+    ) as failure:
+        synthesizer(teacher).synthesize(make_task(4, index=7))
+    assert failure.value.kind == "not_finite"
+
+
+def test_out_of_memory_names_the_batch_size_and_the_next_task_runs(make_teacher, make_task):
+    class Hungry(nn.Module):
+        def forward(self, x):
+            return x + torch.empty(2**59)[0] if len(x) == 6 else x
+
+    teacher = make_teacher()
+    teacher.network.stages.append(Hungry())
+    engine = synthesizer(teacher)
+    with pytest.raises(TaskFailure, match=r"task 3: run\.batch_size 6 .*try run\.batch_size 3") as failure:
+        engine.synthesize(make_task(6, index=3))
+    assert failure.value.kind == "out_of_memory"
+    assert failure.value.__context__ is None
+    engine.synthesize(make_task(4))
+
+
+@pytest.mark.parametrize("input_px", [32, 64, 224])
+def test_image_sizes(make_teacher, make_task, input_px):
+    teacher = make_teacher(input_px=input_px)
+    batch = synthesizer(teacher, iterations=2).synthesize(make_task(2))
+    assert batch.images.shape == (2, 3, input_px, input_px)
+    assert batch.curve[-1]["total"] < batch.curve[0]["total"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_any_batch_size(odd_teacher, make_task, batch_size):
+    assert len(synthesizer(odd_teacher).synthesize(make_task(batch_size)).images) == batch_size

@@ -1,0 +1,32 @@
+"""The settings that make bits equal hold inside the block only."""
+
+import pytest
+import torch
+
+from nisynth.synthesis.determinism import deterministic
+
+
+def settings():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+def test_settings_hold_inside_and_are_restored_after_an_error():
+    before = settings()
+    inside = []
+
+    def fail():
+        with deterministic():
+            inside.append(settings())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside == [(True, True, "ieee", "ieee", False, False)]
+    assert settings() == before

@@ -1,0 +1,49 @@
+"""The engine's name and precision are refused where they cannot be had."""
+
+import pytest
+
+from nisynth.errors import ConfigError
+from nisynth.synthesis import PRESETS, EngineConfig, NaturalInversionConfig, make_synthesizer
+
+
+def test_the_fast_engine_says_that_it_is_not_there(odd_teacher):
+    with pytest.raises(ConfigError, match=r"engine\.name 'fast' .*set engine\.name: plain"):
+        make_synthesizer(NaturalInversionConfig(), EngineConfig(name="fast"), odd_teacher)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_the_plain_engine_is_float32(odd_teacher, precision):
+    with pytest.raises(ConfigError, match=rf"engine\.precision '{precision}' .*auto or float32"):
+        make_synthesizer(NaturalInversionConfig(), EngineConfig(precision=precision), odd_teacher)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_the_plain_engine_takes_its_own_precision(odd_teacher, precision):
+    make_synthesizer(NaturalInversionConfig(), EngineConfig(precision=precision), odd_teacher)
+
+
+def test_presets_are_the_papers_experiments():
+    presets = PRESETS["naturalinversion"]
+    cifar10 = NaturalInversionConfig(**presets["cifar10"])
+    cifar100 = NaturalInversionConfig(**presets["cifar100"])
+    assert cifar10 == NaturalInversionConfig()
+    assert (cifar100.iterations, cifar100.bn_weight) == (4000, 3.0)
+    for config in (cifar10, cifar100):
+        assert (config.lr_generator, config.lr_pyramid, config.lr_alpha) == (1e-3, 5e-4, 5e-2)
+        assert (config.tv_weight, config.l2_weight) == (6e-3, 1.5e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", 0),
+        ("latent_dim", 0),
+        ("jitter_px", -1),
+        ("bn_weight", float("nan")),
+        ("tv_weight", -1e-3),
+        ("lr_alpha", float("inf")),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(field, value):
+    with pytest.raises(ConfigError, match=rf"method\.{field}: {value} .*; give "):
+        NaturalInversionConfig(**{field: value})
