@@ -1,0 +1,256 @@
+"""The consumers' door: what it gives, what it refuses, and the cache behind it."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from nisynth import open_dataset
+from nisynth.commits import Run
+from nisynth.commits.seal import seal
+from nisynth.errors import DataError, IncompleteRun, PlanMismatch
+from nisynth.storage import open_store
+from nisynth.storage.cache import DiskCache
+from tests.tiny import commit_all, fake_batch, keys, tiny_plan
+
+
+def make_run(tmp_path: Path, url: str = "", tasks: Any = None, **sections: dict[str, Any]) -> Run:
+    run = Run.join(open_store(url or str(tmp_path / "run")), tiny_plan(tmp_path, **sections))
+    commit_all(run, tasks)
+    seal(run)
+    return run
+
+
+def shard_of(run: Run, task: int) -> str:
+    commit = run.read(task)
+    assert commit is not None
+    return commit.shard
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("format_", ["parquet", "npz"])
+def test_a_run_becomes_a_torch_dataset(tmp_path: Path, format_: str) -> None:
+    run = make_run(tmp_path, run={"num_images": 14}, output={"format": format_})
+    dataset = open_dataset(run.store.url)
+    assert (len(dataset), dataset.complete) == (14, True)
+    assert (dataset.classes, dataset.num_classes) == (("0", "1", "2", "3"), 4)
+    assert dataset.fingerprint == run.plan.fingerprint
+    assert dataset.normalization == run.plan.normalization
+
+    pixels, labels = dataset.load()
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (14, 3, 16, 16))
+    assert (labels.dtype, tuple(labels.shape)) == (torch.int64, (14,))
+    expected = [run.plan.normalization.to_pixels(fake_batch(run.plan, task).images) for task in range(4)]
+    assert torch.equal(pixels, torch.cat(expected)[:14])
+    assert labels.tolist() == [label for task in range(4) for label in run.plan.labels(task)][:14]
+
+    image, label = dataset[13]
+    assert torch.equal(image, pixels[13])
+    assert type(label) is int
+    assert label == labels[13]
+    assert torch.equal(dataset[-1][0], pixels[13])
+    with pytest.raises(IndexError, match=r"0\.\.13"):
+        dataset[14]
+
+
+def test_a_data_loader_takes_it_with_and_without_processes(tmp_path: Path) -> None:
+    dataset = open_dataset(make_run(tmp_path).store.url)
+    for num_workers in (0, 1):
+        batches = list(DataLoader(dataset, batch_size=5, num_workers=num_workers))
+        assert [len(images) for images, _ in batches] == [5, 5, 5, 1]
+        assert torch.equal(torch.cat([images for images, _ in batches]), dataset.load()[0])
+
+
+def test_it_travels_to_another_process_before_and_after_loading(tmp_path: Path) -> None:
+    dataset = open_dataset(make_run(tmp_path).store.url)
+    before = pickle.loads(pickle.dumps(dataset)).load()[0]
+    after = pickle.loads(pickle.dumps(dataset)).load()[0]
+    assert torch.equal(before, dataset.load()[0])
+    assert torch.equal(after, dataset.load()[0])
+
+
+def test_every_shard_can_be_read_alone(tmp_path: Path) -> None:
+    dataset = open_dataset(make_run(tmp_path).store.url)
+    parts = [dataset.read_shard(number)[0] for number in range(len(dataset.shards))]
+    assert torch.equal(torch.cat(parts), dataset.load()[0])
+
+
+def test_the_content_hash_tells_equal_sets_from_others(tmp_path: Path) -> None:
+    whole = open_dataset(make_run(tmp_path).store.url)
+    again = open_dataset(make_run(tmp_path, str(tmp_path / "again")).store.url)
+    part = open_dataset(make_run(tmp_path, str(tmp_path / "part"), [0, 2]).store.url, allow_partial=True)
+    assert whole.content_sha256 == again.content_sha256 != part.content_sha256
+
+
+def test_an_incomplete_run_is_opened_only_on_request(tmp_path: Path) -> None:
+    run = make_run(tmp_path, tasks=[1, 3])
+    with pytest.raises(IncompleteRun, match="allow_partial"):
+        open_dataset(run.store.url)
+    dataset = open_dataset(run.store.url, allow_partial=True)
+    assert (len(dataset), dataset.complete) == (8, False)
+    assert dataset.load()[1].tolist() == [*run.plan.labels(1), *run.plan.labels(3)]
+
+
+def test_a_run_without_commits_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, tasks=[])
+    with pytest.raises(IncompleteRun, match="no task is committed"):
+        open_dataset(run.store.url, allow_partial=True)
+    with pytest.raises(PlanMismatch, match="no run there"):
+        open_dataset(str(tmp_path / "nowhere"))
+
+
+def test_a_damaged_shard_is_named_with_its_cure(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    damage(tmp_path / "run" / shard_of(run, 2))
+    dataset = open_dataset(run.store.url)
+    assert dataset.read_shard(1)
+    with pytest.raises(DataError, match=rf"{shard_of(run, 2)}: is damaged.*redo .*--task 2"):
+        dataset.load()
+    assert DataError.exit_code == 1
+
+
+def test_a_missing_shard_is_named_with_its_cure(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.store.delete(shard_of(run, 0))
+    with pytest.raises(DataError, match=rf"{shard_of(run, 0)}: is missing; .*redo .*--task 0"):
+        open_dataset(run.store.url).load()
+
+
+def test_a_shard_of_other_labels_is_refused_though_its_hash_fits(tmp_path: Path) -> None:
+    """A commit and a shard that agree with each other, but not with the plan."""
+    from nisynth.shards import OutputConfig, encode
+
+    run = make_run(tmp_path, tasks=[0])
+    commit = run.read(0)
+    assert commit is not None
+    batch = fake_batch(run.plan, 0)
+    batch.labels[:] = batch.labels.flip(0)
+    data = encode(batch, OutputConfig(), run.plan.normalization, run.plan.classes)
+    run.store.put(commit.shard, data)
+    forged = commit.to_json().decode().replace(commit.sha256, hashlib.sha256(data).hexdigest())
+    run.store.put(keys(run.store, "commits/")[0], forged.encode())
+    with pytest.raises(DataError, match="other labels than the plan's"):
+        open_dataset(run.store.url, allow_partial=True).load()
+
+
+def test_a_manifest_that_does_not_fit_the_plan_is_refused(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow.parquet as pq
+
+    run = make_run(tmp_path)
+    table = pq.read_table(io.BytesIO(run.store.get("manifest.parquet"))).slice(0, 3)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    run.store.put("manifest.parquet", sink.getvalue())
+    run.store.put("_SUCCESS", hashlib.sha256(sink.getvalue()).hexdigest().encode())
+    with pytest.raises(DataError, match=r"does not fit plan\.json"):
+        open_dataset(run.store.url)
+
+
+def test_a_cached_run_is_read_once_and_then_from_the_disk(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "memory://cached")
+    first = open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]
+    for task in range(4):
+        run.store.delete(shard_of(run, task))
+    again = open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]
+    assert torch.equal(first, again)
+    with pytest.raises(DataError, match="is missing"):
+        open_dataset(run.store.url, cache=tmp_path / "other").load()
+
+
+def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    dataset = open_dataset(run.store.url, cache=tmp_path / "cache")
+    pixels, _ = dataset.load()
+    for path in (tmp_path / "cache").glob("sha256/*/*"):
+        damage(path)
+    again = open_dataset(run.store.url, cache=tmp_path / "cache")
+    assert torch.equal(again.load()[0], pixels)
+    assert DiskCache(tmp_path / "cache").get(again.shards[0].sha256) is not None
+
+
+def test_a_cache_that_cannot_be_written_slows_nothing_down_but_fetching(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    run = make_run(tmp_path)
+    assert len(open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]) == 16
+
+
+def test_local_runs_keep_no_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    open_dataset(make_run(tmp_path).store.url).load()
+    assert not (tmp_path / "xdg").exists()
+
+
+def blob(number: int, size: int = 1000) -> tuple[str, bytes]:
+    data = bytes([number]) * size
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def test_the_cache_keeps_its_cap_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, cap_bytes=6000)
+    for number in range(5):
+        key, data = blob(number)
+        cache.put(key, data)
+        os.utime(tmp_path / "sha256" / key[:2] / key, (number, number))
+    assert cache.get(blob(0)[0]) == blob(0)[1]  # used now, so no longer the oldest
+    cache.put(*blob(5))
+    held = {number for number in range(6) if cache.get(blob(number)[0]) is not None}
+    assert {0, 5} <= held
+    assert 1 not in held
+    assert sum(path.stat().st_size for path in tmp_path.glob("sha256/*/*")) <= 6000
+
+
+def test_the_cap_holds_over_processes_and_files_beyond_it_are_not_kept(tmp_path: Path) -> None:
+    DiskCache(tmp_path, cap_bytes=10_000).put(*blob(1, 6000))
+    second = DiskCache(tmp_path, cap_bytes=10_000)
+    second.put(*blob(2, 6000))
+    second.put(*blob(3, 20_000))
+    assert [second.get(blob(n, size)[0]) is not None for n, size in ((1, 6000), (2, 6000), (3, 20_000))] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_writers_that_race_leave_whole_files(tmp_path: Path) -> None:
+    caches = [DiskCache(tmp_path, cap_bytes=20_000) for _ in range(4)]
+
+    def work(number: int) -> bool:
+        key, data = blob(number % 10, 3000)
+        cache = caches[number % 4]
+        cache.put(key, data)
+        return cache.get(key) in (None, data)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))
+    assert not list(tmp_path.glob("**/*.tmp"))
+    caches[0].put(*blob(11, 3000))
+    assert sum(path.stat().st_size for path in tmp_path.glob("sha256/*/*")) <= 20_000
+
+
+def test_a_machine_with_only_torch_opens_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'boto3', 'pydantic', 'datasets', 'typer'): sys.modules[name] = None\n"
+        "import nisynth\n"
+        "print(len(nisynth.open_dataset(sys.argv[1]).load()[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, run.store.url], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "16"
