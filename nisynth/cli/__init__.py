@@ -6,7 +6,6 @@ import sys
 import traceback
 from types import FrameType
 
-import click
 import typer
 from rich.console import Console
 
@@ -27,23 +26,21 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line and exits with the code that says how it ended."""
-    from nisynth.cli import runs  # noqa: F401  registers the verbs
-
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(_run())
+    sys.exit(execute(sys.argv[1:]))
 
 
-def _run() -> int:
+def execute(arguments: list[str]) -> int:
+    """Runs one command line in this process and returns its exit code."""
+    from nisynth.cli import runs  # noqa: F401  registers its verbs
+
     try:
-        result = app(standalone_mode=False)
+        result = app(args=arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _say("stopped by Ctrl-C; run again to resume", 130)
-    except KeyboardInterrupt:
-        return _say("stopped by Ctrl-C; run again to resume", 130)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except typer.TyperException as error:
+        return _say(f"error: {error.format_message()}; `nisynth --help` shows the verbs", error.exit_code)
     except NisynthError as error:
         return _say(f"error: {error}", error.exit_code)
     except BrokenPipeError:
