@@ -1,5 +1,6 @@
 """The frozen classifier that is inverted: its logits, its taps, its BatchNorm inputs, its classes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,16 +46,7 @@ class Teacher:
         self.batch_norm_names = tuple(site.name for site in self._batch_norm_sites)
         self.normalization = normalization
         self.num_classes = passed.logits.shape[1]
-        self.classes = tuple(classes)
-        if len(self.classes) != self.num_classes:
-            raise TeacherError(
-                f"teacher.num_classes: the network gives {self.num_classes} logits, not {len(self.classes)}"
-            )
-        twice = [name for name in self.classes if self.classes.count(name) > 1]
-        if twice:
-            raise TeacherError(
-                f"teacher.classes names {twice[0]!r} twice; every class needs a name of its own"
-            )
+        self.classes = _check_classes(tuple(classes), self.num_classes)
         self.input_px = input_px
         self.identity: dict[str, Any] = {
             "arch": arch or type(network).__name__,
@@ -134,3 +126,12 @@ def _check_batch_norms(sites: tuple[Site, ...]) -> tuple[nn.BatchNorm2d, ...]:
                 "build it with track_running_stats=True"
             )
     return modules
+
+
+def _check_classes(classes: tuple[str, ...], num_logits: int) -> tuple[str, ...]:
+    if len(classes) != num_logits:
+        raise TeacherError(f"teacher.num_classes: the network gives {num_logits} logits, not {len(classes)}")
+    name, times = Counter(classes).most_common(1)[0]
+    if times > 1:
+        raise TeacherError(f"teacher.classes names {name!r} {times} times; every class needs its own name")
+    return classes

@@ -298,7 +298,7 @@ def without_statistics() -> nn.Module:
         (no_batch_norm, {}, "no BatchNorm2d"),
         (without_statistics, {}, "BatchNorm2d 'b.1' keeps no running statistics"),
         (OddNet, {"num_classes": 5}, "teacher.num_classes: the network gives 4 logits, not 5"),
-        (OddNet, {"classes": ["a", "b", "c", "a"]}, "teacher.classes names 'a' twice"),
+        (OddNet, {"classes": ["a", "b", "c", "a"]}, "teacher.classes names 'a' 2 times"),
         (OddNet, {"taps": []}, "teacher.taps is an empty list"),
         (OddNet, {"taps": ["a", "d"]}, "teacher.taps: 'd' is no module with a 4-D output; nearest: "),
         (OddNet, {"taps": ["head"]}, "teacher.taps: 'head' is no module with a 4-D output"),
