@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,11 @@ class WeedServer:
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """Returns the variables that point any S3 client at this server (or at a proxy before it)."""
         return s3_environment(endpoint or self.endpoint)
+
+    def put_object(self, name: str, data: bytes) -> None:
+        """Writes an object as any other program would, under any name."""
+        with closing(_client(self.endpoint, self._trusted())) as client:
+            client.put_object(Bucket=self.bucket, Key=name, Body=data)
 
     def start(self) -> None:
         """Starts the process and returns when the bucket takes objects. Raises RuntimeError."""
@@ -117,9 +123,8 @@ class WeedServer:
         return [str(weed), "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def _wait_until_ready(self) -> None:
-        client = _client(self.endpoint, verify=str(self.certificate[0]) if self.certificate else None)
         deadline = time.monotonic() + START_LIMIT_S
-        try:
+        with closing(_client(self.endpoint, self._trusted())) as client:
             while True:
                 assert self.process is not None
                 if self.process.poll() is not None:
@@ -131,8 +136,9 @@ class WeedServer:
                     if time.monotonic() > deadline:
                         raise RuntimeError(f"weed is not ready: {error}: {self._log_tail()}") from error
                     time.sleep(0.05)
-        finally:
-            client.close()
+
+    def _trusted(self) -> str | None:
+        return str(self.certificate[0]) if self.certificate else None
 
     def _log_tail(self) -> str:
         return (self.folder / "log.txt").read_text(errors="replace")[-2000:]

@@ -28,7 +28,7 @@ _CURES = {
     errno.EPERM: "permission denied; grant this user access or use another store",
     errno.EEXIST: "a file stands where a folder should be; name another folder",
     errno.ENOENT: "the folder went away while it was being written; nothing may remove it during a run",
-    errno.ENOTDIR: "a part of the path is a file; name a folder",
+    errno.ENOTDIR: "a file stands where a folder should be; name another folder",
     errno.EISDIR: "a folder stands where the object should be; move it away",
     errno.ENAMETOOLONG: "the path is too long for the file system; use a shorter store path",
     errno.EMFILE: "too many open files; raise the limit with `ulimit -n`",
@@ -78,8 +78,9 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder, slash, _ = check_prefix(prefix).rpartition("/")
-        if self._root.exists() and not self._root.is_dir():
-            raise StorageError(f"{self._root}: {_CURES[errno.ENOTDIR]}")
+        with _reading(self._root):
+            if self._root.exists() and not self._root.is_dir():
+                raise StorageError(f"{self._root}: {_CURES[errno.EEXIST]}")
         return self._walk(folder + slash, prefix)
 
     def delete(self, key: str) -> None:

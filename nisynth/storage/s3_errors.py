@@ -64,7 +64,9 @@ _ANSWERS = {
     "SlowDown": "the server asks for fewer requests (503); try again later or with fewer workers",
     "PreconditionFailed": "the server says the object exists (412) and yet shows none; check the server",
 }
-_OTHER_ANSWER = "the server answered {code} (HTTP {status}){said}"
+_OTHER_ANSWER = (
+    "the server answered {code} (HTTP {status}){said}; check AWS_ENDPOINT_URL and the server's log"
+)
 _CONFLICT = "other writers keep the object busy (409); try again later"
 
 # By the name of the nearest class: (words, retry, unclear).

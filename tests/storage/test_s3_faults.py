@@ -48,10 +48,11 @@ def test_create_outlives_a_passing_fault(proxy: FaultProxy, quick: Quick, fault:
 def test_create_never_takes_anothers_object_for_its_own(
     proxy: FaultProxy, quick: Quick, fault: Fault
 ) -> None:
-    quick().create("commits/1.json", b"equal bytes")
+    store = quick()
+    store.create("commits/1.json", b"equal bytes")
     proxy.inject(fault)
     with pytest.raises(AlreadyExists):
-        quick().create("commits/1.json", b"equal bytes")
+        store.create("commits/1.json", b"equal bytes")
 
 
 def test_a_slow_answer_is_not_waited_for_and_the_write_counts_once(proxy: FaultProxy, quick: Quick) -> None:
