@@ -5,5 +5,6 @@ A consumer reads images through `nisynth.dataset` alone and knows nothing of wha
 training.py        the loop that all of them train with, on the device, resumable to the bit
 batch_norm.py      BatchNorm over the global batch of several workers
 checkpoints.py     a loop's state in a store
+device.py          where, and in which arithmetic
 augment.py         shuffles, crops and flips as pure functions of (seed, epoch)
 """

@@ -14,7 +14,6 @@ Nothing is read back from the device until an epoch ends.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,15 +25,15 @@ from nisynth.batch import Normalization
 from nisynth.consumers.augment import EpochDraws, augment, draw_epoch, mix
 from nisynth.consumers.batch_norm import over_global_batch
 from nisynth.consumers.checkpoints import Checkpoints, TrainState
+from nisynth.consumers.device import Precision, arithmetic, default_device, gpu_memory, own_randomness
 from nisynth.errors import ConfigError
-from nisynth.synthesis.determinism import deterministic
 from nisynth.teachers.trace import first_tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits `(B, C)` float32, augmented normalized images `(B, 3, H, W)`, labels `(B,)`) -> their mean."""
 
-OnEpoch = Callable[[int, nn.Module], Mapping[str, float]]
-"""Called with (epochs done, the network in eval mode); what it returns joins the epoch's record."""
+OnEpoch = Callable[[Mapping[str, float], nn.Module], Mapping[str, float]]
+"""Called with (the epoch's record, the network in eval mode); what it returns joins the record."""
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after every step."""
@@ -61,7 +60,7 @@ class TrainConfig:
     gamma: float = 0.1
     crop_pad_px: int = 4
     flip: bool = True
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     compile: bool | None = None
     seed: int = 0
 
@@ -96,9 +95,9 @@ class TrainConfig:
 class TrainResult:
     """What training leaves behind, beside the network.
 
-    history: one record per epoch, `{"epoch", "lr", "loss", "train_accuracy", "images_per_s", ...}` and
-    what `on_epoch` returned. images_per_s, seconds: of this process, from the first step it took.
-    resumed_step: the step it began at.
+    history: one record per epoch, `epoch` (from 1), `lr`, `loss`, `train_accuracy` (on the augmented
+    images), `images_per_s`, and what `on_epoch` returned. images_per_s, seconds: of this process, since
+    it began. resumed_step: the step at which it began.
     """
 
     history: tuple[dict[str, float], ...]
@@ -110,11 +109,6 @@ class TrainResult:
 def hard_label_loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean cross-entropy against the labels."""
     return nn.functional.cross_entropy(logits, labels)
-
-
-def default_device() -> torch.device:
-    """Returns this process's GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(
@@ -141,7 +135,11 @@ def train(
     memory_format = torch.channels_last if place.type == "cuda" else torch.preserve_format
     network.to(place, memory_format=memory_format)  # type: ignore[call-overload]
     network = over_global_batch(network)
-    with _arithmetic(config, place) as autocast, _own_randomness(place), _gpu_memory(config):
+    with (
+        arithmetic(config.precision, place) as autocast,
+        own_randomness(place),
+        gpu_memory(config.batch_size),
+    ):
         optimizer = torch.optim.SGD(
             network.parameters(),
             lr=config.lr,
@@ -166,7 +164,7 @@ def train(
             record["images_per_s"] = images / (time.perf_counter() - epoch_began_s)
             network.eval()
             if on_epoch is not None and rank == 0:
-                record.update(on_epoch(epoch + 1, network))
+                record.update(on_epoch(record, network))
             if checkpoints is not None and rank == 0:
                 checkpoints.save_if_due(state)
         network.eval()
@@ -272,32 +270,3 @@ def _close_epoch(state: TrainState, epoch: int, config: TrainConfig) -> dict[str
     state.history.append(record)
     state.sums.zero_()
     return record
-
-
-@contextmanager
-def _arithmetic(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """Gives the context for a forward pass; float32 means deterministic and without TF32."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bfloat16" and device.type == "cuda" and not has_bfloat16:
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"train.precision: {name} has no bfloat16; use float32")
-    if config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16):
-        yield lambda: torch.autocast(device.type, torch.bfloat16)
-        return
-    with deterministic():
-        yield nullcontext
-
-
-def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-@contextmanager
-def _gpu_memory(config: TrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise ConfigError(
-            f"train.batch_size: {config.batch_size} images, or the set itself, do not fit in the GPU's memory"
-            f" ({str(error).splitlines()[0][:160]}); lower it"
-        ) from None

@@ -1,0 +1,52 @@
+"""Where a network is trained and in which arithmetic, decided once around a whole training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from nisynth.errors import ConfigError
+from nisynth.synthesis.determinism import deterministic
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def default_device() -> torch.device:
+    """Returns this process's GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[Callable[[], Any]]:
+    """Gives what makes the context of a forward pass.
+
+    `float32` is deterministic and without TF32: the reference. `bfloat16` is autocast. `auto` is bfloat16
+    on a GPU that computes in it, else float32. Raises ConfigError for a GPU that does not.
+    """
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" and device.type == "cuda" and not able:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"train.precision: {name} has no bfloat16; use float32")
+    if precision == "bfloat16" or (precision == "auto" and able):
+        yield lambda: torch.autocast(device.type, torch.bfloat16)
+        return
+    with deterministic():
+        yield nullcontext
+
+
+def own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves torch's global generators as they were, whatever is drawn inside."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def gpu_memory(batch_size: int) -> Iterator[None]:
+    """Turns a GPU's lack of memory into one line."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"train.batch_size: {batch_size} images, or the set itself, do not fit in the GPU's memory"
+            f" ({str(error).splitlines()[0][:160]}); lower it"
+        ) from None
