@@ -136,12 +136,16 @@ class Scheduler:
             self._progress_s = now_s
         slot.reported, slot.iteration, slot.since_s = task, iteration, now_s - elapsed_s
 
-    def finished(self, attempt: Attempt, duration_s: float, now_s: float) -> None:
-        """Learns that the attempt ended with its task committed, by it or by another."""
+    def finished(self, attempt: Attempt, duration_s: float | None, now_s: float) -> None:
+        """Learns that the attempt ended with its task committed, by it or by another.
+
+        duration_s: None when the worker found the commit there and did not compute.
+        """
         slot = self._slots[attempt.slot]
         slot.failures = slot.deaths = 0
         self._storage_failures.clear()
-        self._durations.append(duration_s)
+        if duration_s is not None:
+            self._durations.append(duration_s)
         self.committed([attempt.task], now_s)
         self._end(attempt, now_s)
 

@@ -1,0 +1,114 @@
+"""What the Ray driver stands on: a connection to a cluster, and a listing of the run beside the loop."""
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+from nisynth.commits import Run
+from nisynth.errors import ConfigError, StorageError
+from nisynth.execution import ExecutionConfig
+
+RELIST_S = 30.0
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@contextmanager
+def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]:
+    """Joins or starts a cluster, and leaves or ends it; keeps a connection that is there already.
+
+    Raises ConfigError when nothing answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if address == "local":
+            _start_local(execution)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError(f"address {address!r}: no Ray cluster can be joined there: {line}") from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray put a handler of its own in place, which would end the run without a word.
+        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(execution: ExecutionConfig) -> None:
+    """Starts a cluster of this machine's own that listens on 127.0.0.1 alone.
+
+    Ray binds its ports to the loopback address only when that is the node's address, and takes it as
+    such only with this switch off, which is how it runs on laptops. The variable is for its processes,
+    the constant for this one, which has read the variable on import.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        # As many CPUs as the workers ask for, whatever this machine has: the user chose their number.
+        num_cpus=execution.workers * execution.cpu_threads,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def live_nodes() -> set[str]:
+    """Returns the ids of the nodes that the cluster takes to be alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"] for node in nodes if node["Alive"]}
+
+
+def resources() -> dict[str, float]:
+    """Returns the CPUs and GPUs of all nodes, in use or not."""
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {name: total.get(name, 0.0) for name in ("CPU", "GPU")}
+
+
+class Listing:
+    """The tasks that are committed, listed again and again in a thread: a million take a minute to list."""
+
+    def __init__(self, run: Run, every_s: float = RELIST_S) -> None:
+        self._run = run
+        self._every_s = every_s
+        self._found: queue.SimpleQueue[set[int] | StorageError] = queue.SimpleQueue()
+        self._due_s = time.monotonic() + every_s
+        self._thread: threading.Thread | None = None
+
+    def now(self) -> tuple[set[int], set[int]]:
+        """Returns the committed and the quarantined tasks. Raises StorageError."""
+        return self._run.committed(), self._run.quarantined()
+
+    def fresh(self) -> Iterator[set[int] | StorageError]:
+        """Yields what was listed since the last call, or why it could not be; never waits for it."""
+        while not self._found.empty():
+            self._due_s = time.monotonic() + self._every_s
+            yield self._found.get()
+        idle = self._thread is None or not self._thread.is_alive()
+        if idle and time.monotonic() >= self._due_s:
+            # A daemon: a store that does not answer must not hold up the end of the run.
+            self._thread = threading.Thread(target=self._list, daemon=True)
+            self._thread.start()
+
+    def _list(self) -> None:
+        try:
+            self._found.put(self._run.committed())
+        except StorageError as error:
+            self._found.put(error)
