@@ -7,6 +7,7 @@ commit one task, so a store is tried before it is trusted.
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from nisynth.errors import StorageError
 from nisynth.storage import AlreadyExists, Store
@@ -25,8 +26,11 @@ def probe_conditional_create(store: Store) -> None:
         key = f"probe/{uuid.uuid4().hex}"
         try:
             winners = _race(store, key)
-        finally:
-            store.delete(key)
+        except StorageError:
+            with suppress(StorageError):
+                store.delete(key)
+            raise
+        store.delete(key)
         if winners != 1:
             raise StorageError(
                 f"{store.url}: {winners} of {_WRITERS} concurrent conditional writes of one object succeeded "

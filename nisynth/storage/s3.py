@@ -283,6 +283,8 @@ def _make_client(limits: Limits) -> "S3Client":
     try:
         client = boto3.session.Session().client("s3", config=config)
         holds_credentials = urlsplit(client.meta.endpoint_url).username is not None
+    except BotoCoreError:
+        raise
     except ValueError:
         raise ConfigError("AWS_ENDPOINT_URL is no URL; give one such as https://host:port") from None
     if holds_credentials:

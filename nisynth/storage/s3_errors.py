@@ -29,7 +29,7 @@ class Failure:
 
     @property
     def unreached(self) -> bool:
-        """No connection came about: the server may never have been there."""
+        """No request got through: the server may never have been there."""
         return self.code in _UNREACHED
 
 
@@ -37,6 +37,9 @@ _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE,
 _EXPIRED = "the session token is invalid or has expired; renew the credentials"
 _CLOCK = "this machine's clock and the server's differ too much; set this machine's clock (NTP)"
 _REGION = "the bucket is in another region{region}; set AWS_DEFAULT_REGION to it"
+_NOT_SENT = (
+    "the request cannot be sent; check AWS_ENDPOINT_URL, AWS_CA_BUNDLE and line breaks in the credentials"
+)
 _LOADING = "the credentials could not be loaded; log in again or renew them"
 
 _ANSWERS = {
@@ -94,10 +97,20 @@ _EXCEPTIONS = {
     "IncompleteReadError": ("the answer broke off; check the network", True, True),
     "ResponseStreamingError": ("the answer broke off; check the network", True, True),
     "FlexibleChecksumError": ("the object does not match its checksum; it is damaged", True, True),
+    "ConfigParseError": ("the AWS config file cannot be read; correct it or AWS_CONFIG_FILE", False, False),
+    "InvalidConfigError": ("the AWS config file contradicts itself; correct it", False, False),
+    "InvalidRegionError": ("AWS_DEFAULT_REGION is no region's name; correct it", False, False),
+    "HTTPClientError": (_NOT_SENT, True, True),
     "ResponseParserError": ("{endpoint} does not answer as S3 does; check AWS_ENDPOINT_URL", True, True),
 }
-_OTHER_EXCEPTION = "the request failed ({code}); check AWS_ENDPOINT_URL, AWS_CA_BUNDLE and the credentials"
-_UNREACHED = ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError")
+_OTHER_EXCEPTION = "the request failed ({code}); check the AWS settings of this machine"
+_UNREACHED = (
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ProxyConnectionError",
+    "SSLError",
+    "HTTPClientError",
+)
 _PASSING_CODES = ("RequestTimeout", "SlowDown", "Throttling", "BadDigest", "IncompleteBody")
 _PASSING_STATUS = (408, 409, 412, 425, 429)
 
@@ -115,7 +128,7 @@ def judge(error: Exception, *, action: str, endpoint: str) -> Failure:
             words, retry, unclear = _EXCEPTIONS[kind.__name__]
             return Failure(words.format(endpoint=endpoint), retry, unclear, 0, kind.__name__)
     name = type(error).__name__
-    return Failure(_OTHER_EXCEPTION.format(code=name), retry=True, unclear=True, status=0, code=name)
+    return Failure(_OTHER_EXCEPTION.format(code=name), retry=False, unclear=True, status=0, code=name)
 
 
 def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> Failure:
