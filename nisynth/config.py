@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import pydantic
 import yaml
@@ -25,6 +25,7 @@ from nisynth.shards import OutputConfig
 from nisynth.synthesis import PRESETS, EngineConfig, Method
 from nisynth.teachers import TeacherConfig
 
+Owner = TypeVar("Owner")
 METHODS: dict[str, type] = {method.name: method for method in get_args(Method)}
 
 
@@ -65,9 +66,11 @@ class RunConfig:
         return resolved
 
 
-def shipped_configs() -> tuple[str, ...]:
-    """Returns the names of the configs that come with the package."""
-    folder = resources.files("nisynth") / "configs"
+def shipped_configs(kind: str = "") -> tuple[str, ...]:
+    """Returns the names of the configs that come with the package; kind: a consumer's, such as `distil`."""
+    folder = resources.files("nisynth") / "configs" / kind
+    if not folder.is_dir():
+        return ()
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
@@ -76,11 +79,34 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Raises ConfigError: one line that names the field, the value and what would be right.
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(str(source))
-    values = json.loads(json.dumps(values))
+    return _validated(_with_preset(_values(source, overrides, "")))
+
+
+def load_consumer_config(
+    owner: type[Owner],
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    kind: str,
+    given: Mapping[str, Any] | None = None,
+) -> Owner:
+    """Returns a consumer's config, the frozen dataclass `owner`, as `load_config` does a run's.
+
+    kind: the folder of configs/ with those that ship. given: top-level values that beat the file's where
+    they are not None, from options of the command line. Raises ConfigError.
+    """
+    values = _values(source, overrides, kind)
+    values.update({key: value for key, value in (given or {}).items() if value is not None})
+    stated = {key: value for key, value in values.items() if value is not None}
+    return cast(Owner, _section("", stated, owner))
+
+
+def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str) -> dict[str, Any]:
+    values = dict(source) if isinstance(source, Mapping) else _read(str(source), kind)
+    copied: dict[str, Any] = json.loads(json.dumps(values))
     for override in overrides:
-        _override(values, override)
-    return _validated(_with_preset(values))
+        _override(copied, override)
+    return copied
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,16 +119,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read(source: str, kind: str) -> dict[str, Any]:
     path = Path(source)
     if path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
-    elif source in shipped_configs():
-        text = (resources.files("nisynth") / "configs" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif source in shipped_configs(kind):
+        text = (resources.files("nisynth") / "configs" / kind / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(
             f"config {source!r}: no such file, and no shipped config of that name;"
-            f" shipped: {', '.join(shipped_configs())}"
+            f" shipped: {', '.join(shipped_configs(kind))}"
         )
     try:
         values = yaml.load(text, Loader=_Loader)
@@ -171,8 +197,7 @@ def _validated(values: dict[str, Any]) -> RunConfig:
 def _section(name: str, values: Any, owner: type) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: {values!r} is not a section of keys and values")
-    keys = {f.name: f.type for f in dataclasses.fields(owner)}
-    _check_keys(values, keys | ({"preset": str} if name == "method" else {}), f"{name}.")
+    _check_nested(values, owner, f"{name}." if name else "")
     try:
         # JSON mode: strict about types (no "256" for 256), yet a list may fill a tuple.
         return pydantic.TypeAdapter(owner).validate_json(json.dumps(values), strict=True)
@@ -180,8 +205,18 @@ def _section(name: str, values: Any, owner: type) -> Any:
         raise ConfigError("; ".join(_describe(name, e) for e in error.errors()[:3])) from None
 
 
+def _check_nested(values: Mapping[str, Any], owner: type, prefix: str) -> None:
+    """Checks the keys of a section and of the sections inside it; pydantic ignores a surplus key."""
+    inner = {f.name: f.type for f in dataclasses.fields(owner)}
+    _check_keys(values, inner | ({"preset": str} if prefix == "method." else {}), prefix)
+    for key, value in values.items():
+        kind = inner.get(key)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            _check_nested(value, kind, f"{prefix}{key}.")
+
+
 def _describe(section: str, error: Any) -> str:
-    place = ".".join([section, *(str(part) for part in error["loc"])])
+    place = ".".join([*([section] if section else []), *(str(part) for part in error["loc"])])
     if error["type"] == "missing":
         return f"{place}: missing"
     return f"{place}: {error['input']!r}: {error['msg'].removeprefix('Input ')}"
