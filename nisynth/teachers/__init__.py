@@ -4,6 +4,8 @@ load.py        TeacherConfig -> Teacher
 teacher.py     Teacher: what synthesis and consumers see
 trace.py       taps and BatchNorm inputs, found and read through hooks
 checkpoint.py  weights from files and URLs, safely
+narrow.py      fewer channels than the architecture's, for the files of pruned networks
+save.py        a network as a file that load_teacher reads
 registry.py    architectures by name; resnet.py, vgg.py, mobilenet.py hold them
 weights/       the CIFAR-10 ResNet-20 that ships
 

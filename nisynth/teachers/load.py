@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from nisynth.batch import Normalization
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, TeacherError
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
+from nisynth.teachers.narrow import PRUNED, narrow_to
 from nisynth.teachers.registry import build_network, find_factory
 from nisynth.teachers.teacher import Teacher
 
@@ -57,6 +58,16 @@ def load_teacher(
     cannot, StorageError when a weights URL cannot be read.
     """
     config = replace(config, **fields) if config else TeacherConfig(**fields)
+    try:
+        return _load(config, device)
+    except (ConfigError, TeacherError) as error:
+        # Networks are built for students too; here the field that named this one is known.
+        if str(error).startswith("arch"):
+            raise type(error)(f"teacher.{error}") from error.__cause__
+        raise
+
+
+def _load(config: TeacherConfig, device: torch.device | str) -> Teacher:
     find_factory(config.arch)  # an unknown name is reported before missing weights
     twice = sorted({"arch", "num_classes"} & set(config.kwargs))
     if twice:
@@ -67,6 +78,8 @@ def load_teacher(
         _channels(config.mean, "mean", checkpoint), _channels(config.std, "std", checkpoint)
     )
     network = build_network(config.arch, num_classes, **config.kwargs).float()
+    if PRUNED in checkpoint.metadata:
+        narrow_to(network, checkpoint.tensors)
     checkpoint.load_into(network, config.arch)
     return Teacher(
         network,
