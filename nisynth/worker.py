@@ -21,7 +21,7 @@ from nisynth import __version__
 from nisynth.batch import ImageBatch
 from nisynth.commits import Commit, Outcome, Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import NisynthError, PlanMismatch, TaskFailure
+from nisynth.errors import NisynthError, PlanMismatch, TaskFailure, one_line
 from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
@@ -81,8 +81,7 @@ class Worker:
             except NisynthError:
                 raise
             except Exception as error:  # anyone's network runs in there, and may raise anything
-                line = (str(error).splitlines() or [""])[0][:300]
-                message = f"task {index}: {type(error).__name__}: {line}"
+                message = f"task {index}: {one_line(error)}"
                 raise TaskFailure("raised", message, traceback.format_exc()) from error
             clock.lap("judge")
         data = encode(batch, self.config.output, self.teacher.normalization, self.teacher.classes)
