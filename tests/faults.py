@@ -133,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # An idle client must not keep a thread for ever.
     timeout = 30
+    # Small answers would otherwise wait 40 ms for an acknowledgement.
+    disable_nagle_algorithm = True
 
     def handle_one_request(self) -> None:
         try:

@@ -91,7 +91,10 @@ def test_the_main_path(finished: Path, tmp_path: Path) -> None:
         "eta_s": 0.0,
     }
     verified = nisynth("verify", finished, "--deep", "--json")
-    assert (verified.returncode, json.loads(verified.stdout)) == (0, {"ok": True, "checked": 4, "problems": []})
+    assert (verified.returncode, json.loads(verified.stdout)) == (
+        0,
+        {"ok": True, "checked": 4, "problems": []},
+    )
     sheet = tmp_path / "sheet.png"
     assert "16 images" in nisynth("preview", finished, "-o", sheet).stdout
     assert sheet.read_bytes().startswith(b"\x89PNG")
@@ -187,7 +190,9 @@ class NoBatchNorm(nn.Sequential):
 class NoStatistics(nn.Sequential):
     def __init__(self, num_classes: int = 4) -> None:
         norm = nn.BatchNorm2d(4, track_running_stats=False)
-        super().__init__(nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+        super().__init__(
+            nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        )
 
 
 def test_weights_that_cannot_be_used(config: Path, tmp_path: Path) -> None:

@@ -162,28 +162,13 @@ def _card(run: Run, commits: list[Commit]) -> str:
     plan = run.plan
     teacher, method = plan.identity["teacher"], plan.identity["method"]
     method_line = f"{method['name']}, {method.get('iterations', 0):,} iterations, batch {plan.batch_size}"
-    names = "\n".join(f"            '{i}': {json.dumps(name)}" for i, name in enumerate(plan.classes))
     size = f"{plan.input_px}x{plan.input_px}"
-    files = f"data/{plan.fp12}-*.{plan.format}"
-    features = f"""
-dataset_info:
-  features:
-  - name: image
-    dtype: image
-  - name: label
-    dtype:
-      class_label:
-        names:
-{names}
-  splits:
-  - name: train
-    num_examples: {plan.num_images}
-configs:
-- config_name: default
-  data_files: {files}"""
+    # The features (images, class names) travel in the metadata of the shards themselves.
+    files = f"configs:\n- config_name: default\n  data_files: data/{plan.fp12}-*.{plan.format}"
     return f"""---
 pretty_name: {method["name"]} images of {teacher["arch"]}
-tags: [synthetic, data-free, model-inversion]{features if plan.format == "parquet" else ""}
+tags: [synthetic, data-free, model-inversion]
+{files}
 ---
 # {plan.num_images:,} synthetic images, {size}, {plan.num_classes} classes
 

@@ -59,10 +59,14 @@ def test_join_begins_then_joins(store: Store, plan: Plan) -> None:
     assert Run.open(store).plan.identity == json.loads(json.dumps(plan.identity))
 
 
-def test_another_config_is_refused_with_the_differing_fields(store: Store, plan: Plan, tmp_path: Path) -> None:
+def test_another_config_is_refused_with_the_differing_fields(
+    store: Store, plan: Plan, tmp_path: Path
+) -> None:
     Run.join(store, plan)
     other = tiny_plan(tmp_path, method={"iterations": 3}, run={"seed": 5})
-    with pytest.raises(PlanMismatch, match=r"method\.iterations: 2 there, 3 here; run\.seed: 0 there, 5 here"):
+    with pytest.raises(
+        PlanMismatch, match=r"method\.iterations: 2 there, 3 here; run\.seed: 0 there, 5 here"
+    ):
         Run.join(store, other)
 
 

@@ -23,7 +23,9 @@ def start(config: Path, url: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     code = "from nisynth.cli import main; main()"
     command = [sys.executable, "-c", code, "run", str(config), "--store", str(url)]
-    return subprocess.Popen(command, env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def committed(url: Path) -> dict[str, bytes]:
