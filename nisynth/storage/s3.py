@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -115,7 +115,7 @@ class S3Store:
         """Returns the bytes of an object by its full name in the bucket, which need not be a key."""
 
         def request() -> bytes:
-            answer = self._client().get_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+            answer = self._client().get_object(Bucket=self._bucket, Key=name)
             # Reading to the end is what checks the length and, where the server keeps one, the checksum.
             with closing(answer["Body"]) as body:
                 return body.read()
@@ -210,6 +210,9 @@ class S3Store:
     def _judge(self, error: Exception, action: str) -> Failure:
         endpoint = self._made_client.meta.endpoint_url if self._made_client else "the server"
         failure = judge(error, action=action, endpoint=endpoint)
+        if failure.unreached and not self._answered:
+            # Broken TLS or an unsendable request before any answer: the server has not seen it.
+            failure = replace(failure, unclear=False)
         self._answered = self._answered or failure.status > 0
         return failure
 

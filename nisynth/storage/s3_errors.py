@@ -90,7 +90,7 @@ _EXCEPTIONS = {
     "SSLError": (
         "{endpoint} shows no certificate that is trusted here; name its CA file in AWS_CA_BUNDLE",
         True,
-        False,
+        True,
     ),
     "ReadTimeoutError": ("{endpoint} did not answer in time; check the server and the network", True, True),
     "ConnectionClosedError": ("{endpoint} closed the connection without an answer", True, True),
