@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # consumers make plans from documents on machines without pyd
 SCHEMA_VERSION = 1
 NUMERICS_VERSION = 1
 """Raised when the same config gives other images, so that a resumed run never mixes the two."""
+MAX_TASKS = 10**8
+"""Keys hold the task in 8 digits."""
+MAX_BATCH = 10**6
 
 
 def make_plan(config: "RunConfig", teacher_identity: Mapping[str, Any]) -> "Plan":
@@ -67,7 +70,8 @@ class Plan(Sequence[Task]):
             self.num_classes = int(self.identity["teacher"]["num_classes"])
             self.format: Format = self.identity["output"]["format"]
             self.pixels: Pixels = self.identity["output"]["pixels"]
-        except (KeyError, TypeError, ValueError) as error:
+            self._refuse_impossible()
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(
                 f"plan.json: not a plan of this version ({error!r} is missing or wrong)"
             ) from None
@@ -131,6 +135,21 @@ class Plan(Sequence[Task]):
 
     def __iter__(self) -> Iterator[Task]:
         return (self[i] for i in range(self.num_tasks))
+
+    def _refuse_impossible(self) -> None:
+        """Raises ValueError for what no config gives: a plan that anyone could write is read, too."""
+        teacher, method = self.identity["teacher"], self.identity["method"]
+        sizes = (self.num_images, self.batch_size, self.num_classes, self.input_px)
+        if not (min(sizes) >= 1 and self.batch_size <= MAX_BATCH and self.num_tasks <= MAX_TASKS):
+            raise ValueError(f"run of {sizes}")
+        if self.format not in get_args(Format) or self.pixels not in get_args(Pixels):
+            raise ValueError("output")
+        numbers = [*teacher["mean"], *teacher["std"], method.get("iterations", 0)]
+        if len(numbers) != 7 or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("teacher.mean, teacher.std or method.iterations")
+        words = [teacher["arch"], teacher["weights_sha256"], method["name"], *self.classes]
+        if len(words) != 3 + self.num_classes or not all(isinstance(word, str) for word in words):
+            raise ValueError("teacher or method")
 
     @cached_property
     def _permutation(self) -> Any:

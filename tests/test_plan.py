@@ -1,6 +1,7 @@
 """The plan: pure, lazy, balanced, and a fingerprint that sees what changes an image and nothing else."""
 
 import copy
+import hashlib
 import json
 import sys
 from typing import Any
@@ -102,6 +103,36 @@ def test_a_document_changed_by_hand_is_refused() -> None:
         Plan(document)
     with pytest.raises(DataError, match="not a plan"):
         Plan({"hello": 1})
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("run", {"batch_size": 0}),
+        ("run", {"batch_size": 10**15}),
+        ("run", {"num_images": -1}),
+        ("run", {"num_images": 10**30}),
+        ("run", {"num_images": float("inf")}),
+        ("output", {"format": "../../x"}),
+        ("output", {"format": ["parquet"]}),
+        ("teacher", {"input_px": 0}),
+        ("teacher", {"classes": ["a"]}),
+        ("teacher", {"classes": list(range(10))}),
+        ("teacher", {"mean": [0.5]}),
+        ("teacher", {"mean": ["a", "b", "c"]}),
+        ("teacher", {"weights_sha256": None}),
+        ("method", {"iterations": "many"}),
+        ("method", []),
+    ],
+)
+def test_a_plan_that_no_config_gives_is_refused_whatever_its_fingerprint(section: str, change: Any) -> None:
+    document = copy.deepcopy(plan().document)
+    identity = document["identity"]
+    identity[section] = {**identity[section], **change} if isinstance(change, dict) else change
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    document["fingerprint"] = hashlib.sha256(canonical.encode()).hexdigest()
+    with pytest.raises(DataError, match=r"plan\.json: not a plan of this version"):
+        Plan(document)
 
 
 def test_differing_fields_are_named() -> None:

@@ -6,6 +6,7 @@ raw, and a document is checked field by field before anything acts on it.
 
 import builtins
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -18,8 +19,14 @@ Outcome = Literal["mine", "other", "unknown"]
 """Of a commit: this attempt's, another attempt's, or not settled by any answer of the store."""
 
 _ATTEMPT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-(\d{{8}})-({_ATTEMPT})\.(parquet|npz)")
-_TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-(\d{8})\.json")
+_SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-([0-9]{{8}})-({_ATTEMPT})\.(parquet|npz)")
+_TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-([0-9]{8})\.json")
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("task", "bytes", "rows", "seed"), int),
+    **dict.fromkeys(("shard", "sha256", "device"), str),
+    **dict.fromkeys(("figures", "timings_s", "versions"), dict),
+    "curve": list,
+}
 
 
 def shard_key(fp12: str, task: int, attempt: str, extension: str) -> str:
@@ -97,7 +104,7 @@ class Commit:
         return commit
 
     def _problem(self, key: str, fingerprint: str) -> str | None:
-        for name, kind in (("task", int), ("bytes", int), ("rows", int), ("seed", int), ("shard", str)):
+        for name, kind in _TYPES.items():
             if type(getattr(self, name)) is not kind:
                 return f"{name} is not {kind.__name__}"
         if self.schema_version != SCHEMA_VERSION:
@@ -108,9 +115,25 @@ class Commit:
             return f"says it is task {self.task}"
         if parse_shard_key(self.shard, fingerprint[:12]) != (self.task, self.attempt):
             return f"names shard {self.shard[:80]!r}, which is not its attempt's"
-        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             return "sha256 is not 64 hex digits"
+        return self._problem_of_figures()
+
+    def _problem_of_figures(self) -> str | None:
+        numbers = [self.finished_at, self.figures.get("teacher_accuracy", 0.0), *self.timings_s.values()]
+        for point in self.curve:
+            if not isinstance(point, dict):
+                return "curve is not a list of points"
+            numbers += point.values()
+        if not all(_is_number(number) for number in numbers):
+            return "curve, timings_s, finished_at or teacher_accuracy hold what is no number"
         return None
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and abs(value) < 1 << 64
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Run:
         existing = _get(store, PLAN_KEY)
         if existing is None:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
-        return cls(store, _parse_plan(store.url, existing))
+        return cls(store, parse_plan(store.url, existing))
 
     @property
     def sealed(self) -> bool:
@@ -160,7 +160,7 @@ class Run:
             return None
         try:
             record = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         return record if isinstance(record, dict) else {"failures": [], "damaged": True}
 
@@ -197,18 +197,19 @@ def _get(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _parse_plan(url: str, data: bytes) -> Plan:
+def parse_plan(url: str, data: bytes) -> Plan:
+    """Returns the plan that a run's plan.json holds. Raises DataError when it is none, or a changed one."""
     try:
         document = json.loads(data)
         if not isinstance(document, Mapping):
             raise ValueError("not an object")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{url}/plan.json: not JSON; the run's plan is damaged") from None
     return Plan(document)
 
 
 def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:
-    theirs = _parse_plan(url, data)
+    theirs = parse_plan(url, data)
     if theirs.fingerprint != plan.fingerprint:
         fields = "; ".join(differing_fields(plan.identity, theirs.identity))
         raise PlanMismatch(

@@ -19,6 +19,7 @@ from nisynth.progress.rates import (
     format_rate,
     format_seconds,
     format_step,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "format_rate",
     "format_seconds",
     "make_observer",
+    "printable",
 ]
 
 STEP_LINES_EVERY_S = 10.0
@@ -142,8 +144,7 @@ class PlainObserver:
             self.note(summary)
 
     def _print(self, line: str) -> None:
-        clean = "".join(character if character.isprintable() else " " for character in line)
-        print(clean, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
 
 def make_observer(stream: TextIO | None = None, unit: str = "tasks") -> Observer:

@@ -102,6 +102,11 @@ class Tally:
         return ", ".join(parts)
 
 
+def printable(text: str) -> str:
+    """Returns text on one line that a terminal shows and never obeys: control characters become spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def format_seconds(seconds: float) -> str:
     """Returns `3.2s`, `42s`, `3m05s`, `1h02m` or `4d03h`."""
     if seconds < 9.95:

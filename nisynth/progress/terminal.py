@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.progress.rates import Clock, Tally, format_failure, format_step
+from nisynth.progress.rates import Clock, Tally, format_failure, format_step, printable
 
 if TYPE_CHECKING:
     from nisynth.commits import Receipt
@@ -68,7 +68,7 @@ class TerminalObserver:
             self.note(summary)
 
     def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style), soft_wrap=True)
+        self._console.print(Text(printable(line), style), soft_wrap=True)
 
     @contextmanager
     def _shown(self) -> Iterator[None]:

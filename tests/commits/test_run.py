@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from nisynth.commits import Run
-from nisynth.commits.records import commit_key
+from nisynth.commits.records import commit_key, parse_task_key
 from nisynth.errors import DataError, PlanMismatch
 from nisynth.plan import Plan
 from nisynth.storage import OutcomeUnknown, StorageError, Store, open_store
@@ -82,9 +82,10 @@ def test_no_run_at_the_url(store: Store) -> None:
 
 
 def test_a_damaged_plan_is_one_line(store: Store) -> None:
-    store.create("plan.json", b"{")
-    with pytest.raises(DataError, match="plan is damaged"):
-        Run.open(store)
+    for data in (b"{", b"[" * 100_000):
+        store.put("plan.json", data)
+        with pytest.raises(DataError, match="plan is damaged"):
+            Run.open(store)
 
 
 def test_the_first_commit_wins_and_the_loser_deletes_its_shard(store: Store, plan: Plan) -> None:
@@ -154,7 +155,15 @@ def test_keys_of_others_are_ignored(store: Store, plan: Plan) -> None:
         ({"task": 2}, "says it is task 2"),
         ({"shard": "../../etc/passwd"}, "names shard '../../etc/passwd'"),
         ({"sha256": "x"}, "sha256 is not 64 hex digits"),
+        ({"sha256": None}, "sha256 is not str"),
         ({"schema_version": 9}, "schema_version 9, this version reads 1"),
+        ({"figures": []}, "figures is not dict"),
+        ({"figures": {"teacher_accuracy": "high"}}, "teacher_accuracy hold what is no number"),
+        ({"finished_at": None}, "finished_at or teacher_accuracy hold what is no number"),
+        ({"finished_at": 10**400}, "finished_at or teacher_accuracy hold what is no number"),
+        ({"timings_s": {"put": float("inf")}}, "timings_s, finished_at"),
+        ({"curve": [3]}, "curve is not a list of points"),
+        ({"curve": [{"iteration": 1, "total": "\x1b[2J"}]}, "curve, timings_s"),
     ],
 )
 def test_a_damaged_commit_is_named(store: Store, plan: Plan, change: dict[str, object], message: str) -> None:
@@ -164,6 +173,12 @@ def test_a_damaged_commit_is_named(store: Store, plan: Plan, change: dict[str, o
     with pytest.raises(DataError, match="redo URL --bad") as caught:
         run.read(0)
     assert message in str(caught.value)
+
+
+def test_digits_of_other_scripts_are_no_key(plan: Plan) -> None:
+    assert parse_task_key(commit_key(plan.fp12, 12), plan.fp12) == 12
+    arabic = "\u0660" * 6 + "\u0661\u0662"
+    assert parse_task_key(f"commits/{plan.fp12}-{arabic}.json", plan.fp12) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"[]", b"{}", b"\xff", b"[" * 100_000])
