@@ -125,11 +125,12 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
 @torch.no_grad()
 def predict(network: Teacher, pixels: Tensor) -> Tensor:
     """Returns the class, `(N,)` int64 on the CPU, that the network chooses for each uint8 image."""
-    parts = [
-        network.logits(network.normalization.normalize(part.to(network.device))).argmax(1).cpu()
-        for part in pixels.split(BATCH_SIZE)
-    ]
-    return torch.cat(parts)
+    parts = (
+        pixels[start : start + BATCH_SIZE].to(network.device) for start in range(0, len(pixels), BATCH_SIZE)
+    )
+    return torch.cat(
+        [network.logits(network.normalization.normalize(part)).argmax(1).cpu() for part in parts]
+    )
 
 
 def _compare(other: Teacher, images: Images, chosen: Tensor) -> Comparison:

@@ -1,0 +1,178 @@
+"""The verbs that measure and shrink a network: evaluate and prune."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nisynth.cli import app
+from nisynth.cli.runs import JsonOption, SetOption, out
+from nisynth.config import load_config, load_consumer_config, shipped_configs
+from nisynth.consumers.device import default_device
+from nisynth.consumers.evaluate import Evaluation, evaluate, read_images
+from nisynth.errors import ConfigError
+from nisynth.teachers import Teacher, load_teacher
+
+if (
+    TYPE_CHECKING
+):  # drawing and pruning libraries take a second to import, which other verbs need not wait for
+    from nisynth.consumers.prune_report import PruneReport
+
+MOST_CLASSES = 20
+
+SplitOption = Annotated[
+    str, typer.Option(help="Which split of a test set that has several, such as a Hugging Face data set.")
+]
+
+
+@app.command("evaluate")
+def evaluate_network(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="ARCH or ARCH@WEIGHTS, such as resnet34@teacher.safetensors; or a config, for its teacher.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|URL",
+            help="Real images (a Parquet file, a folder with one folder per class, hf:NAME), or a run's URL.",
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="A second network: its accuracy, how often both agree."),
+    ] = None,
+    split: SplitOption = "test",
+    confusion: Annotated[
+        str | None, typer.Option(metavar="PNG", help="Draw the confusion matrix into this file.")
+    ] = None,
+    allow_partial: Annotated[bool, typer.Option(help="Take a run that is not complete yet.")] = False,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a network: accuracy, by class, what it confuses, where it agrees with another one."""
+    judged = _load(network, set_)
+    other = None if against is None else _load(against, [])
+    images = read_images(data, judged, split=split, allow_partial=allow_partial)
+    found = evaluate(judged, images, against=other)
+    if confusion is not None:
+        from nisynth.report.confusion import draw_confusion
+        from nisynth.report.pictures import write_file
+
+        title = f"{found.network}: accuracy {found.accuracy:.2%} on {found.measured_on}"
+        write_file(confusion, draw_confusion(found.confusion, judged.classes, title))
+    if as_json:
+        out.print_json(json.dumps(found.to_dict()))
+    else:
+        _show_evaluation(found)
+
+
+@app.command("prune")
+def prune_network(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|NETWORK",
+            help="A YAML file, a shipped config's name, or ARCH@WEIGHTS for the paper's protocol.",
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(metavar="URL", help="The run to fine-tune on (data).")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the networks go: a folder or s3:// (output).")
+    ] = None,
+    test_set: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Real images to measure on, as for evaluate (test_set)."),
+    ] = None,
+    ratios: Annotated[
+        str | None,
+        typer.Option(metavar="R,R,...", help="Shares of filters to remove, e.g. 0.5,0.9 (ratios)."),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a network by L1 norm and fine-tune it on a run's images, ratio by ratio. Run again to resume."""
+    from nisynth.consumers.prune import PruneConfig, prune
+
+    given = {
+        "data": data,
+        "output": output,
+        "test_set": test_set,
+        "ratios": None if ratios is None else _numbers("--ratios", ratios),
+    }
+    resolved = load_consumer_config(PruneConfig, _source(config), set_, kind="prune", given=given)
+    # Progress goes to standard error, so that standard output holds the result alone.
+    report = prune(resolved, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        out.print_json(json.dumps(asdict(report)))
+    else:
+        _show_pruning(report)
+
+
+def _source(text: str) -> str | dict[str, Any]:
+    """Returns a config's name as it is, ARCH or ARCH@WEIGHTS as a config with that teacher."""
+    path = Path(text)
+    if (
+        path.is_file()
+        or path.suffix in (".yaml", ".yml")
+        or text in (*shipped_configs(), *shipped_configs("prune"))
+    ):
+        return text
+    arch, _, weights = text.partition("@")
+    return {"teacher": {"arch": arch, "weights": weights} if weights else {"arch": arch}}
+
+
+def _load(network: str, overrides: list[str]) -> Teacher:
+    return load_teacher(load_config(_source(network), overrides).teacher, default_device())
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: write numbers with commas between, as in 0.5,0.9") from None
+
+
+def _show_evaluation(found: Evaluation) -> None:
+    _print(f"{found.network}: accuracy {found.accuracy:.2%} on {found.measured_on}")
+    rates = [(name, rate) for name, rate in found.class_accuracy.items() if rate is not None]
+    if len(rates) > MOST_CLASSES:
+        rates = sorted(rates, key=lambda pair: pair[1])[: MOST_CLASSES // 2]
+        _print(f"the {len(rates)} classes with the lowest accuracy:")
+    for name, rate in rates:
+        _print(f"  {name:16} {rate:.1%}")
+    confused = "; ".join(f"{label} as {chosen} {count:,}" for label, chosen, count in found.confused())
+    if confused:
+        _print(f"most confused: {confused}")
+    if found.against is not None:
+        other = found.against
+        _print(
+            f"{other.network}: accuracy {other.accuracy:.2%}; both choose the same class for"
+            f" {other.agreement:.2%} of the {found.num_images:,} images"
+        )
+
+
+def _show_pruning(report: "PruneReport") -> None:
+    partial = "" if report.complete else " (incomplete)"
+    _print(
+        f"{report.teacher} fine-tuned on {report.num_images:,} images of run"
+        f" {report.fingerprint[:12]}{partial}; accuracy on {report.test_split},"
+        f" N={report.num_test_images:,} ({report.test_set})"
+    )
+    _print("  ratio    parameters             MACs    pruned    fine-tuned")
+    _print(f"      0  {report.parameters:>12,}  {report.macs:>15,}  {report.accuracy:>8.2%}")
+    for point in report.points:
+        _print(
+            f"  {point.ratio:>5g}  {point.parameters:>12,}  {point.macs:>15,}  {point.accuracy_pruned:>8.2%}"
+            f"  {point.accuracy_fine_tuned:>12.2%}"
+        )
+    _print(f"{report.output}: pruned-*.safetensors, result.json, figure6.png")
+
+
+def _print(line: str) -> None:
+    out.print(line, markup=False)
