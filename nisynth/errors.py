@@ -82,3 +82,9 @@ class Stopped(NisynthError):
     """SIGTERM or a limit ended the run early; running it again resumes it."""
 
     exit_code = 7
+
+
+class ConnectionLost(NisynthError):
+    """A client lost the cluster that runs its job; the job goes on (75 is the system's EX_TEMPFAIL)."""
+
+    exit_code = 75

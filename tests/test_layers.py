@@ -25,7 +25,7 @@ LAYERS = [
     ["execution.local", "execution.ray", "execution.actors"],
     ["execution.drive"],
     ["execution.submit"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
