@@ -13,7 +13,8 @@ from nisynth.errors import NisynthError, Stopped
 
 EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usage, config or plan mismatch;
 3 partial within max_failed_tasks; 4 too many failed tasks; 5 stalled; 6 storage; 7 stopped by SIGTERM or
-a limit, run again to resume; 70 a bug of nisynth; 130 Ctrl-C."""
+a limit, run again to resume; 70 a bug of nisynth; 75 connection to a job's cluster lost, the job goes on;
+130 Ctrl-C."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +34,7 @@ def main() -> None:
 
 def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
-    from nisynth.cli import runs  # noqa: F401  registers its verbs
+    from nisynth.cli import compress, distill, jobs, runs  # noqa: F401  they register their verbs
 
     try:
         result = app(args=arguments, standalone_mode=False)

@@ -49,7 +49,7 @@ class Checkpoints:
         self, store: Store, identity: Mapping[str, Any], *, every_s: float = 300.0, key: str = CHECKPOINT_KEY
     ) -> None:
         self.store = store
-        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.identity = dict(identity)
         self.every_s = every_s
         self.key = key
         self._saved_s = time.monotonic()
@@ -94,7 +94,8 @@ def check_identity(ours: Mapping[str, Any], theirs: object, where: str) -> None:
     """Raises PlanMismatch, naming the fields, when what is stored at `where` came of another config."""
     if not isinstance(theirs, Mapping):
         raise DataError(f"{where}: does not say what it was trained on; delete it to start over")
-    if dict(theirs) != dict(ours):
+    ours = json.loads(json.dumps(ours))
+    if theirs != ours:
         fields = "; ".join(differing_fields(ours, theirs))
         raise PlanMismatch(f"{where}: of another config: {fields}. Use that config, or another output URL")
 

@@ -1,0 +1,85 @@
+"""The verbs that train a student: distil and scratch."""
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from nisynth.cli import app
+from nisynth.cli.runs import JsonOption, SetOption, out
+from nisynth.config import load_consumer_config
+from nisynth.consumers.distill import DistillConfig, distill
+from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
+from nisynth.consumers.student import StudentReport
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")
+]
+DataOption = Annotated[str | None, typer.Option(metavar="URL", help="The run to train on (data).")]
+OutputOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="Where the student goes: a folder or s3:// (output).")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes, one GPU each (workers); above 1 through Ray Train.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="The Ray cluster for several workers; none: one on this machine.")
+]
+
+
+@app.command()
+def distil(
+    config: ConfigArgument,
+    data: DataOption = None,
+    output: OutputOption = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    as_json: JsonOption = False,
+) -> None:
+    """Train a student on a teacher's answers to a run's images. Run it again to resume."""
+    given = {"data": data, "output": output, "workers": workers}
+    resolved = load_consumer_config(DistillConfig, config, set_, kind="distil", given=given)
+    _show(distill(resolved, address=address, say=_say), as_json)
+
+
+@app.command()
+def scratch(
+    config: ConfigArgument,
+    data: DataOption = None,
+    output: OutputOption = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    set_: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network from scratch on a run's images and labels. Run it again to resume."""
+    given = {"data": data, "output": output, "workers": workers}
+    resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
+    _show(train_from_scratch(resolved, address=address, say=_say), as_json)
+
+
+def _say(line: str) -> None:
+    # Standard output is the result's alone.
+    typer.echo(line, err=True)
+
+
+def _show(report: StudentReport, as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps(dataclasses.asdict(report)))
+        return
+    out.print(
+        f"{report.student}, {report.num_parameters:,} parameters, trained on {report.num_images:,} images"
+        f" of run {report.fingerprint[:12]}{'' if report.complete else ' (incomplete)'}"
+    )
+    if report.test_accuracy is not None:
+        against = ""
+        if report.teacher_accuracy:
+            ratio = report.test_accuracy / report.teacher_accuracy
+            against = f"; the teacher {report.teacher_accuracy:.2%}, student over teacher {ratio:.3f}"
+        out.print(
+            f"accuracy {report.test_accuracy:.2%} on {report.num_test_images:,} real images"
+            f" ({report.test_set}){against}"
+        )
+    out.print(f"{report.output}: student.safetensors, result.json, curve.png")

@@ -1,0 +1,116 @@
+"""Knowledge distillation: a student learns the teacher's soft answers to the synthetic images.
+
+KL divergence between teacher and student at temperature T, scaled by T² (Hinton et al., 2015), on images
+that are cropped and mirrored; no hard-label term by default. The recipe of TrainConfig's defaults is ours:
+the paper states none.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nisynth.consumers.device import default_device
+from nisynth.consumers.narration import Say, silent
+from nisynth.consumers.realset import check_fits
+from nisynth.consumers.student import (
+    Job,
+    JobConfig,
+    StudentReport,
+    base_identity,
+    read_test_set,
+    run_job,
+    student_network,
+)
+from nisynth.consumers.training import Loss
+from nisynth.dataset import SyntheticDataset, open_dataset
+from nisynth.errors import ConfigError
+from nisynth.teachers import Teacher, TeacherConfig, load_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What the student is held to.
+
+    temperature: T of both softmaxes; 20 is the recipe, 3 its variant. hard_label_weight: of a
+    cross-entropy against the labels, added to the divergence.
+    """
+
+    temperature: float = 20.0
+    hard_label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"loss.temperature: {self.temperature} is not above 0")
+        if not self.hard_label_weight >= 0:
+            raise ConfigError(f"loss.hard_label_weight: {self.hard_label_weight} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(JobConfig):
+    """A distillation: the job, the teacher that answers, and the loss."""
+
+    teacher: TeacherConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+def distill(config: DistillConfig, *, address: str | None = None, say: Say = silent) -> StudentReport:
+    """Returns the report of a distilled student, which lies at the output URL; resumes what was begun there.
+
+    address: the Ray cluster for `workers` above 1; None is RAY_ADDRESS, else one of this machine's own.
+    Raises ConfigError, TeacherError, IncompleteRun, PlanMismatch (another config's result or checkpoint
+    lies there), DataError (a damaged shard or checkpoint), StorageError.
+    """
+    return run_job(prepare, config, address, say)
+
+
+def prepare(config: DistillConfig) -> Job:
+    """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
+    dataset = open_dataset(config.data, allow_partial=config.allow_partial)
+    teacher = load_teacher(config.teacher, default_device())
+    check_teacher(teacher, dataset)
+    identity = {
+        **base_identity("distil", config, dataset),
+        "teacher": {name: value for name, value in teacher.identity.items() if name != "taps"},
+        "loss": asdict(config.loss),
+    }
+    return Job(
+        kind="distil",
+        config=config,
+        dataset=dataset,
+        network=student_network(config, dataset),
+        loss=distillation_loss(teacher, config.loss),
+        identity=identity,
+        test=read_test_set(config, dataset),
+        teacher=teacher,
+    )
+
+
+def check_teacher(teacher: Teacher, dataset: SyntheticDataset) -> None:
+    """Raises ConfigError where the teacher's classes, input size or normalization are not the run's."""
+    size_px = (dataset.input_px, dataset.input_px)
+    check_fits(teacher, "teacher", f"data {dataset.url}", dataset.classes, dataset.num_classes, size_px)
+    for name in ("mean", "std"):
+        theirs, ours = getattr(teacher.normalization, name), getattr(dataset.normalization, name)
+        if any(abs(a - b) > 1e-6 for a, b in zip(theirs, ours, strict=True)):
+            raise ConfigError(
+                f"teacher.{name}: {list(theirs)} contradicts the run's {list(ours)}, which its images were"
+                " made for; give the run's, or the teacher it was made from"
+            )
+
+
+def distillation_loss(teacher: Teacher, config: LossConfig) -> Loss:
+    """Returns T² KL(teacher || student) at temperature T, meaned over the batch, plus any hard-label term."""
+    if teacher.device.type == "cuda":
+        teacher.network.to(memory_format=torch.channels_last)
+    temperature, weight = config.temperature, config.hard_label_weight
+
+    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            answers = F.log_softmax(teacher.logits(images).float() / temperature, 1)
+        ours = F.log_softmax(logits / temperature, 1)
+        value = temperature**2 * F.kl_div(ours, answers, reduction="batchmean", log_target=True)
+        return value + weight * F.cross_entropy(logits, labels) if weight else value
+
+    return loss

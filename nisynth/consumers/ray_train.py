@@ -1,0 +1,97 @@
+"""A student trained by several workers, on Ray Train: the same job as in one process, to rounding.
+
+Ray Train places the workers and sets up torch.distributed; a job that lost a worker is started again and
+continues from its own checkpoint at the output URL, so Ray has nothing to store.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer, get_device
+from ray.util.queue import Empty, Queue
+
+from nisynth.consumers.narration import Say, silent
+from nisynth.consumers.student import Job, JobConfig, StudentReport, train_student
+from nisynth.consumers.training import workers
+from nisynth.errors import ConfigError, NisynthError, Stalled, one_line
+from nisynth.execution import ExecutionConfig
+from nisynth.execution.cluster import connected, resources
+
+TRIES = 3
+POLL_S = 1.0
+Config = TypeVar("Config", bound=JobConfig)
+
+
+def train_with_ray(
+    prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say
+) -> StudentReport:
+    """Returns the report of the student that `config.workers` workers trained together.
+
+    prepare: makes the job of a config, in every worker. address: a cluster's `host:port` or `auto`; None is
+    RAY_ADDRESS where it is set, as inside a Ray job, else a cluster of this machine's own.
+    Raises what a worker raises, and Stalled when workers die again and again.
+    """
+    if config.train.batch_size % config.workers:
+        raise ConfigError(
+            f"workers: {config.workers} do not divide train.batch_size {config.train.batch_size};"
+            " each takes an equal part"
+        )
+    with connected(address, ExecutionConfig(workers=config.workers)):
+        lines = Queue(actor_options={"num_cpus": 0})
+        for number in range(1, TRIES + 1):
+            try:
+                return _fit(prepare, config, lines, say)
+            except TrainingFailedError as error:
+                problem = _ours(error)
+            say(f"try {number} of {TRIES} failed ({problem}); the next one begins at the last checkpoint")
+    raise Stalled(f"{config.output}: {TRIES} tries failed, the last by {problem}; run again to resume")
+
+
+def _fit(prepare: Callable[[Config], Job], config: Config, lines: Queue, say: Say) -> StudentReport:
+    def loop() -> Any:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(get_device())
+        return train_student(prepare(config), lines.put if workers()[0] == 0 else silent)
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            loop,
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=resources()["GPU"] > 0),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
+        )
+        outcome = _in_thread(trainer.fit)
+        while True:
+            try:
+                say(lines.get(timeout=POLL_S))
+            except Empty:
+                if outcome.done():
+                    report: StudentReport = outcome.result().return_value
+                    return report
+
+
+def _in_thread(work: Callable[[], Any]) -> "Future[Any]":
+    """Starts the work beside this thread, which stays free for signals: Ray would take Ctrl-C for its own."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+def _ours(error: TrainingFailedError) -> str:
+    """Returns in one line what Ray Train met. Raises the error of ours that a worker raised, if one did."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, NisynthError):
+            raise failure from None
+    return one_line(failures[0] if failures else getattr(error, "controller_failure", error))

@@ -1,0 +1,58 @@
+"""Training from scratch: a network learns the synthetic images by their labels alone (Tables 2 and 9).
+
+The learning rate is the paper's; momentum, weight decay, cosine schedule and augmentation are ours, stated
+nowhere.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nisynth.consumers.narration import Say, silent
+from nisynth.consumers.student import (
+    Job,
+    JobConfig,
+    StudentReport,
+    base_identity,
+    read_test_set,
+    run_job,
+    student_network,
+)
+from nisynth.consumers.training import TrainConfig, hard_label_loss
+from nisynth.dataset import open_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchTrainConfig(TrainConfig):
+    """TrainConfig with the defaults of this recipe."""
+
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    schedule: Literal["steps", "cosine", "constant"] = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchConfig(JobConfig):
+    """A training from scratch."""
+
+    train: ScratchTrainConfig = field(default_factory=ScratchTrainConfig)
+
+
+def train_from_scratch(
+    config: ScratchConfig, *, address: str | None = None, say: Say = silent
+) -> StudentReport:
+    """Returns the report of a student trained on labels, as `distill` does with a teacher."""
+    return run_job(prepare, config, address, say)
+
+
+def prepare(config: ScratchConfig) -> Job:
+    """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
+    dataset = open_dataset(config.data, allow_partial=config.allow_partial)
+    return Job(
+        kind="scratch",
+        config=config,
+        dataset=dataset,
+        network=student_network(config, dataset),
+        loss=hard_label_loss,
+        identity=base_identity("scratch", config, dataset),
+        test=read_test_set(config, dataset),
+    )

@@ -1,0 +1,302 @@
+"""A student from a dataset and a loss: what distillation and training from scratch have in common.
+
+What is left at the output URL: `result.json` (written last: with it, the job is done), `student.safetensors`,
+which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpoint.safetensors`.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from nisynth import __version__
+from nisynth.batch import Normalization
+from nisynth.consumers.augment import mix
+from nisynth.consumers.checkpoints import Checkpoints, check_identity
+from nisynth.consumers.device import default_device
+from nisynth.consumers.narration import Narration, Say
+from nisynth.consumers.realset import RealSet, check_class_names, load_real_set
+from nisynth.consumers.training import Loss, TrainConfig, train, workers
+from nisynth.dataset import SyntheticDataset
+from nisynth.errors import ConfigError, DataError
+from nisynth.storage import NotFound, Store, open_store
+from nisynth.teachers import Teacher, build_network
+from nisynth.teachers.save import network_bytes
+from nisynth.teachers.trace import first_tensor
+
+RESULT_KEY = "result.json"
+STUDENT_KEY = "student.safetensors"
+CURVE_KEY = "curve.png"
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The network to train: a name that `nisynth teachers` prints, or `package.module:factory`."""
+
+    arch: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every training of a student needs.
+
+    data: the run's URL. output: where the result goes, another URL. test_set: real images to measure
+    on every `evaluate_every` epochs and at the end; nothing is ever selected by it. checkpoint_minutes:
+    between two saves. workers: processes, one GPU each where there are GPUs; above 1 through Ray Train.
+    allow_partial: train on what an incomplete run has committed.
+    """
+
+    data: str = ""
+    output: str = ""
+    student: StudentConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    test_set: str | None = None
+    evaluate_every: int = 10
+    checkpoint_minutes: float = 5.0
+    workers: int = 1
+    allow_partial: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("data: missing; give the URL of a run, in the config or with --data")
+        if not self.output:
+            raise ConfigError("output: missing; give a folder or s3:// URL, in the config or with --output")
+        for name in ("evaluate_every", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
+        if not self.checkpoint_minutes >= 0:
+            raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentReport:
+    """What `result.json` holds. Accuracies are 0..1, on the real test set; None without one.
+
+    fingerprint, num_images, complete: of the run. identity: all that decides the weights. config: as the
+    user gave it. images_per_s: of the process that finished.
+    """
+
+    kind: Literal["distil", "scratch"]
+    output: str
+    fingerprint: str
+    num_images: int
+    complete: bool
+    student: str
+    num_parameters: int
+    test_accuracy: float | None
+    teacher_accuracy: float | None
+    test_set: str | None
+    num_test_images: int
+    history: list[dict[str, float]]
+    images_per_s: float
+    device: str
+    versions: dict[str, str]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    schema_version: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that has been looked at from all sides and may begin."""
+
+    kind: Literal["distil", "scratch"]
+    config: JobConfig
+    dataset: SyntheticDataset
+    network: nn.Module
+    loss: Loss
+    identity: dict[str, Any]
+    test: RealSet | None
+    teacher: Teacher | None = None
+
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+def run_job(prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say) -> StudentReport:
+    """Returns the report of a job: of one done before, or trained in this process or on Ray's workers."""
+    job = prepare(config)
+    done = finished(config, job.identity)
+    if done is not None:
+        say(f"{config.output}: done already; nothing to train")
+        return done
+    if config.workers > 1:
+        from nisynth.consumers.ray_train import train_with_ray
+
+        return train_with_ray(prepare, config, address, say)
+    report = train_student(job, say)
+    assert report is not None
+    return report
+
+
+def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
+    """Returns the student with its initial weights, drawn from the seed. Raises ConfigError."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(mix(config.train.seed, "init"))
+        network = build_network(config.student.arch, dataset.num_classes, **config.student.kwargs)
+    with torch.no_grad():
+        logits = first_tensor(network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px)))
+    if logits is None or tuple(logits.shape) != (2, dataset.num_classes):
+        shape = None if logits is None else tuple(logits.shape)
+        raise ConfigError(
+            f"student.arch: {config.student.arch!r} gives logits {shape} for 2 images, but the run has"
+            f" {dataset.num_classes} classes; build it with that many"
+        )
+    return network
+
+
+def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> RealSet | None:
+    """Returns the real test set, None without one. Raises ConfigError when it is not of the run's classes."""
+    if config.test_set is None:
+        return None
+    real = load_real_set(config.test_set)
+    num_classes = len(real.classes) or max(dataset.num_classes, int(real.labels.max()) + 1)
+    if num_classes != dataset.num_classes:
+        raise ConfigError(
+            f"test_set {config.test_set}: has {num_classes} classes, the run {dataset.num_classes};"
+            " both must be of one data set"
+        )
+    if tuple(real.pixels.shape[2:]) != (dataset.input_px, dataset.input_px):
+        raise ConfigError(
+            f"test_set {config.test_set}: images are {tuple(real.pixels.shape[2:])} px, the run's"
+            f" {dataset.input_px}; give images of that size"
+        )
+    check_class_names(real.classes, dataset.classes, f"test_set {config.test_set}", "the run")
+    return real
+
+
+def base_identity(kind: str, config: JobConfig, dataset: SyntheticDataset) -> dict[str, Any]:
+    """Returns what decides a student's weights, JSON-able, but for the loss."""
+    return {
+        "kind": kind,
+        "data": {"fingerprint": dataset.fingerprint, "content_sha256": dataset.content_sha256},
+        "student": asdict(config.student),
+        "train": asdict(config.train),
+    }
+
+
+def finished(config: JobConfig, identity: Mapping[str, Any]) -> StudentReport | None:
+    """Returns the report of a job that is done at the output URL already, None when it is not.
+
+    Raises PlanMismatch when another config's result lies there, DataError when it is damaged.
+    """
+    store = open_store(config.output)
+    where = f"{store.url}/{RESULT_KEY}"
+    try:
+        document = json.loads(store.get(RESULT_KEY))
+        known = {f.name for f in fields(StudentReport)}
+        report = StudentReport(**{name: value for name, value in document.items() if name in known})
+    except NotFound:
+        return None
+    except (ValueError, TypeError, AttributeError):
+        raise DataError(f"{where}: damaged; delete it to train again, or use another output URL") from None
+    check_identity(identity, report.identity, where)
+    return report
+
+
+def train_student(job: Job, say: Say) -> StudentReport | None:
+    """Returns the report of a student trained and stored; None from a worker that is not the first.
+
+    Continues from a checkpoint at the output URL. Raises DataError, PlanMismatch, ConfigError, StorageError.
+    """
+    config, dataset, device = job.config, job.dataset, default_device()
+    store = open_store(config.output)
+    fp12, classes = dataset.fingerprint[:12], dataset.num_classes
+    say(f"{len(dataset):,} images in {classes} classes of run {fp12}, on {device}")
+    pixels, labels = dataset.load()
+    narration = Narration(say, config.train.epochs, min(config.train.batch_size, len(dataset)))
+
+    def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
+        epoch, figures = int(record["epoch"]), {}
+        if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == config.train.epochs):
+            figures["test_accuracy"] = accuracy(network, job.test, dataset.normalization)
+        narration.on_epoch({**record, **figures})
+        return figures
+
+    checkpoints = Checkpoints(store, job.identity, every_s=60.0 * config.checkpoint_minutes)
+    trained = train(
+        job.network,
+        pixels,
+        labels,
+        dataset.normalization,
+        job.loss,
+        config.train,
+        device=device,
+        on_epoch=on_epoch,
+        on_step=narration.on_step,
+        checkpoints=checkpoints,
+    )
+    if workers()[0] != 0:
+        return None
+    history = list(trained.history)
+    report = _report(job, history, trained.images_per_s)
+    _store_result(job, store, report)
+    checkpoints.clear()
+    return report
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, real: RealSet, normalization: Normalization) -> float:
+    """Returns the fraction, 0..1, of real images that a network in eval mode classifies as labelled."""
+    device = next(network.parameters()).device
+    correct = 0
+    for start in range(0, len(real), EVALUATION_BATCH):
+        part = slice(start, start + EVALUATION_BATCH)
+        logits = first_tensor(network(normalization.normalize(real.pixels[part].to(device))))
+        assert logits is not None
+        correct += int((logits.argmax(1).cpu() == real.labels[part]).sum())
+    return correct / len(real)
+
+
+def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> StudentReport:
+    test, teacher = job.test, job.teacher
+    teacher_accuracy = None if test is None or teacher is None else teacher.accuracy(test.pixels, test.labels)
+    on_gpu = torch.cuda.is_available()
+    return StudentReport(
+        kind=job.kind,
+        output=job.config.output,
+        fingerprint=job.dataset.fingerprint,
+        num_images=len(job.dataset),
+        complete=job.dataset.complete,
+        student=job.config.student.arch,
+        num_parameters=sum(parameter.numel() for parameter in job.network.parameters()),
+        test_accuracy=history[-1].get("test_accuracy"),
+        teacher_accuracy=teacher_accuracy,
+        test_set=job.config.test_set,
+        num_test_images=0 if test is None else len(test),
+        history=history,
+        images_per_s=images_per_s,
+        device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        versions={"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        identity=job.identity,
+        config=asdict(job.config),
+    )
+
+
+def _store_result(job: Job, store: Store, report: StudentReport) -> None:
+    dataset, more = job.dataset, {"trained_on": report.fingerprint}
+    if report.test_accuracy is not None:
+        more["accuracy"] = f"{report.test_accuracy:.4f}"
+    student = network_bytes(
+        job.network,
+        arch=report.student,
+        normalization=dataset.normalization,
+        classes=dataset.classes,
+        input_px=dataset.input_px,
+        more=more,
+    )
+    store.put(STUDENT_KEY, student)
+    try:
+        from nisynth.report.curves import training_curves
+    except ImportError:  # a machine with only torch trains too
+        pass
+    else:
+        title = f"{report.student} on {report.num_images:,} images of run {report.fingerprint[:12]}"
+        store.put(CURVE_KEY, training_curves(report.history, title))
+    store.put(RESULT_KEY, json.dumps(asdict(report), indent=1).encode())
