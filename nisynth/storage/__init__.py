@@ -33,14 +33,15 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """A folder of objects. Keys are relative, use `/`, and match `[A-Za-z0-9._/-]+` without `..`."""
+    """A folder of objects; keys.py says which strings are keys. Threads may share one."""
 
     url: str
 
     def create(self, key: str, data: bytes) -> None:
         """Writes an object that must not exist yet; durable when it returns.
 
-        Raises AlreadyExists; OutcomeUnknown when no answer settles it; StorageError otherwise.
+        Raises AlreadyExists, for an object of equal bytes too; OutcomeUnknown when no answer settles it;
+        StorageError when the object surely was not written.
         """
 
     def put(self, key: str, data: bytes) -> None:
@@ -53,7 +54,11 @@ class Store(Protocol):
         """Returns the object's size. Raises NotFound, StorageError."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yields the objects whose key begins with `prefix`, in key order. A failed page raises."""
+        """Yields the objects whose key begins with `prefix`; a page that cannot be had raises.
+
+        Within one folder they come in key order; which folder comes first is the server's choice. What
+        the place holds under a name that is no key is left out.
+        """
 
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""

@@ -1,9 +1,11 @@
 """What a user can get wrong with S3: one line each, with its cure, and never a secret in it."""
 
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -164,6 +166,31 @@ def test_a_dead_endpoint(dead: str) -> None:
     store = open_store("s3://bucket/run")
     message = message_of(StorageError, lambda: store.create("key", b""))
     assert f"s3://bucket/run/key: cannot connect to {dead}; check AWS_ENDPOINT_URL" in message
+
+
+def test_a_server_that_was_never_reached_is_soon_given_up(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = 0
+
+    def answer_plainly() -> None:
+        nonlocal callers
+        while True:
+            caller, _ = listener.accept()
+            with caller:
+                if not caller.recv(1000):
+                    return
+                callers += 1
+                caller.sendall(b"HTTP/1.1 400 plain text\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer_plainly)
+        address = listener.getsockname()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{address[1]}")
+        message_of(StorageError, lambda: quick(attempts=9).get("key"))
+        socket.create_connection(address).close()
+        answering.result(timeout=30)
+    assert callers == 3
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:8333", "nonsense", "https://user:wrong-secret@127.0.0.1:1"])
