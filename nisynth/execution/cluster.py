@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 
 from nisynth.commits import Run
 from nisynth.errors import ConfigError, StorageError
@@ -43,10 +44,17 @@ def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]
     if threading.current_thread() is threading.main_thread():
         # Ray put a handler of its own in place, which would end the run without a word.
         signal.signal(signal.SIGTERM, handler)
+    # Ray prints every death of a worker to stdout, which is the command's own; the driver tells of them.
+    said, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _say_nothing
     try:
         yield
     finally:
         ray.shutdown()
+        ray_worker.print_to_stdstream = said
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def _start_local(execution: ExecutionConfig) -> None:

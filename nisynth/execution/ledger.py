@@ -12,11 +12,14 @@ from math import gcd
 
 OPEN, TRIED, QUARANTINED, COMMITTED = range(4)
 
-APPLICATION = frozenset({"out_of_memory", "not_finite", "quality_gate", "raised"})
-"""Failures of the task: they count towards its quarantine. Any other kind is the machinery's."""
-
 NUMERIC = frozenset({"not_finite", "quality_gate"})
-"""Application failures that come out the same every time, since the seed is fixed."""
+"""Failures that come out the same every time, since the seed is fixed."""
+
+FAULTS = frozenset({"out_of_memory", "raised"})
+"""Failures that may be the task's or the worker's: a GPU whose context is broken raises for ever."""
+
+APPLICATION = NUMERIC | FAULTS
+"""Failures that count towards a task's quarantine. Any other kind is the machinery's."""
 
 DEATHS = frozenset({"worker_died", "deadline"})
 """Ends of a worker that its computing task may have caused."""
@@ -122,7 +125,7 @@ class Ledger:
         """Takes the attempt out of flight; a task with a twin in flight waits for it, others go on."""
         record = self.records[attempt.task]
         record.attempts.remove(attempt)
-        if failure is not None:
+        if failure is not None and failure.kind in APPLICATION | DEATHS:
             record.failures.append(failure)
         self._route(attempt.task)
 
@@ -147,6 +150,9 @@ class Ledger:
             del self.records[task]
         elif self._is_hopeless(record):
             self.condemned[task] = record.failures
+        elif record.count(DEATHS):
+            # First in line: soon cleared, or condemned before it costs a slot its place.
+            self.retries = {task: None} | self.retries
         else:
             self.retries[task] = None
 

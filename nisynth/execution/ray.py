@@ -194,7 +194,7 @@ class _Driver:
 
     def _cause(self, call: _Call, error: RayError) -> tuple[str, str]:
         """Returns the scheduler's word for a worker's end, and one line about it."""
-        line = " ".join(str(error).split())[-400:]
+        line = _line(error)
         if isinstance(error, ActorDiedError) and error.preempted:
             return "preempted", line
         worker = self._workers.get(call.slot)
@@ -232,7 +232,9 @@ class _Driver:
             else:
                 self.scheduler.committed(found, now_s)
                 self._announce()
-        if self.scheduler.num_live == 0 and now_s - self._noted_s > WAITING_NOTE_S:
+        if self.scheduler.num_live > 0:
+            self._noted_s = now_s
+        elif now_s - self._noted_s > WAITING_NOTE_S:
             self._noted_s = now_s
             there = ", ".join(f"{number:g} {name}s" for name, number in resources().items())
             self._observer.note(f"no worker of {len(self._actors)} is up; the cluster has {there}")
@@ -252,3 +254,11 @@ def _actor_class(config: RunConfig) -> Any:
         # Two attempts, so that an upload overlaps the next compute, a report, and one to spare.
         max_concurrency=4,
     )
+
+
+def _line(error: RayError) -> str:
+    """Returns the line of Ray's paragraph that says what happened: how the process ended, else the last."""
+    text = str(error).strip()
+    _, found, detail = text.rpartition("Worker exit detail: ")
+    line = detail.partition(" Some common causes")[0] if found else text.splitlines()[-1]
+    return line.strip()[:300]

@@ -17,7 +17,7 @@ from math import inf
 from uuid import uuid4
 
 from nisynth.errors import BudgetExceeded, Stalled, StorageError, TaskFailure
-from nisynth.execution.ledger import APPLICATION, COMMITTED, DEATHS, QUARANTINED, Attempt, Failure, Ledger
+from nisynth.execution.ledger import COMMITTED, DEATHS, FAULTS, QUARANTINED, Attempt, Failure, Ledger
 
 __all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
 
@@ -152,15 +152,14 @@ class Scheduler:
     def failed(self, attempt: Attempt, kind: str, message: str, now_s: float) -> None:
         """Learns that the attempt ended without a commit, in a worker that lives on."""
         self._progress_s = now_s
-        counts = kind in APPLICATION
-        self._slots[attempt.slot].failures += counts
+        self._slots[attempt.slot].failures += kind in FAULTS
         if kind == "storage":
             self.storage_failed(message)
         if kind == "quality_gate" and attempt.task == 0 and self._canary_pending:
             self._canary_failed = TaskFailure(
                 kind, f"{message} (task 0 is the canary: nothing else was started)"
             )
-        self._end(attempt, now_s, Failure(kind, message, attempt.slot) if counts else None)
+        self._end(attempt, now_s, Failure(kind, message, attempt.slot))
 
     def lost(self, number: int, kind: str, message: str, now_s: float) -> bool:
         """Learns that the slot's worker is gone; returns whether to start another one there."""

@@ -1,0 +1,58 @@
+"""A tiny teacher that goes wrong when a file in a folder says so, in whatever process it computes.
+
+`folder/exit` makes every process exit; `folder/exit-1`, `folder/exit-2` are two tokens, each taken by one
+process once. Only passes with a gradient to the input go wrong: those of the losses, not those of loading.
+"""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.tiny import TinyNet
+
+
+class FaultyNet(TinyNet):
+    """The tiny network, with a folder of faults."""
+
+    def __init__(self, num_classes: int, folder: str) -> None:
+        super().__init__(num_classes)
+        self.faults = Path(folder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return self._go_wrong(logits) if x.requires_grad and torch.is_grad_enabled() else logits
+
+    def _go_wrong(self, logits: Tensor) -> Tensor:
+        if self._is_told("exit"):
+            os._exit(1)
+        if self._is_told("sysexit"):
+            raise SystemExit(3)
+        if self._is_told("segfault"):
+            ctypes.string_at(0)
+        if self._is_told("hang"):
+            time.sleep(3600)
+        if self._is_told("raise"):
+            raise RuntimeError("the network broke")
+        if self._is_told("memory"):
+            raise torch.OutOfMemoryError("CUDA out of memory (not really)")
+        return logits * float("nan") if self._is_told("nan") else logits
+
+    def _is_told(self, fault: str) -> bool:
+        for token in self.faults.glob(f"{fault}-*"):
+            try:
+                token.unlink()
+                return True
+            except FileNotFoundError:
+                continue  # another process took it
+        return (self.faults / fault).exists()
+
+
+def tell(folder: Path, *faults: str) -> None:
+    """Puts files into the folder of faults."""
+    folder.mkdir(exist_ok=True)
+    for fault in faults:
+        (folder / fault).touch()

@@ -1,0 +1,268 @@
+"""Runs on real Ray actors: the same images as without Ray, and every failure with its word and its code."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nisynth.commits import Receipt, Run
+from nisynth.commits.audit import verify
+from nisynth.config import RunConfig
+from nisynth.errors import BudgetExceeded, PlanMismatch, Stalled, StorageError, TaskFailure, TeacherError
+from nisynth.execution import drive
+from nisynth.execution import ray as ray_executor
+from nisynth.execution.drive import begin, run
+from nisynth.execution.schedule import Rules
+from nisynth.progress import SilentObserver
+from nisynth.shards import decode
+from nisynth.storage import open_store
+from tests.faults import Fault, FaultProxy
+from tests.faulty_teacher import tell
+from tests.tiny import commit_all, keys, tiny_config, tiny_weights
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Recorder(SilentObserver):
+    """Remembers what it hears, and may act on a finished task."""
+
+    def __init__(self, on_done: Callable[[Receipt], None] | None = None) -> None:
+        self.done: list[Receipt] = []
+        self.failures: list[tuple[int, str, str]] = []
+        self.steps: list[int] = []
+        self.notes: list[str] = []
+        self._on_done = on_done
+
+    def step(self, task, iteration, iterations, losses) -> None:
+        self.steps.append(task)
+
+    def task_done(self, receipt) -> None:
+        self.done.append(receipt)
+        if self._on_done is not None:
+            self._on_done(receipt)
+
+    def task_failed(self, task, kind, message, attempt) -> None:
+        self.failures.append((task, kind, message))
+
+    def note(self, text) -> None:
+        self.notes.append(text)
+
+
+def faulty_config(folder: Path, tasks: int = 6, **execution: object) -> RunConfig:
+    """Returns a config whose teacher does what the files in `folder/faults` say."""
+    return tiny_config(
+        folder,
+        run={"num_images": 4 * tasks},
+        teacher={"arch": "tests.faulty_teacher:FaultyNet", "kwargs": {"folder": str(folder / "faults")}},
+        execution={"workers": 1, **execution},
+    )
+
+
+def check_whole(url: str, tasks: int) -> None:
+    """Every task committed once, every shard what its commit says, and no shard besides."""
+    store = open_store(url)
+    verdict = verify(Run.open(store), deep=True)
+    assert (verdict.checked, verdict.problems) == (tasks, ())
+    assert len(keys(store, "data/")) == tasks
+    assert store.get("_SUCCESS")
+
+
+def pixels(url: str) -> torch.Tensor:
+    """The images of all tasks, `(N, 3, H, W)` uint8, in task order."""
+    found = Run.open(open_store(url))
+    shards = []
+    for task in sorted(found.committed()):
+        commit = found.read(task)
+        assert commit is not None
+        shards.append(decode(found.store.get(commit.shard), found.plan.format))
+    return torch.cat([shard.pixels for shard in shards])
+
+
+def test_ray_and_local_on_disk_and_s3_give_the_same_pixels(tmp_path, s3_url) -> None:
+    config = tiny_config(tmp_path, execution={"workers": 2})
+    observer = Recorder()
+    report = run(config, s3_url, executor="ray", observer=observer)
+    assert (report.exit_code, report.executed, len(observer.done)) == (0, 4, 4)
+    check_whole(s3_url, 4)
+    shards = {key.removesuffix(".parquet").split("-", 2)[2] for key in keys(open_store(s3_url), "data/")}
+    assert shards == {receipt.attempt for receipt in observer.done}
+    run(tiny_config(tmp_path), str(tmp_path / "local"))
+    assert torch.equal(pixels(s3_url), pixels(str(tmp_path / "local")))
+    assert run(config, s3_url, executor="ray").executed == 0
+
+
+def test_a_worker_that_dies_costs_an_attempt_and_no_task(tmp_path) -> None:
+    config, url, observer = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
+    tell(tmp_path / "faults", "exit-1", "segfault-1")
+    report = run(config, url, executor="ray", observer=observer)
+    assert (report.exit_code, report.executed) == (0, 6)
+    check_whole(url, 6)
+    assert sum("is gone (worker_died)" in note for note in observer.notes) == 2
+
+
+def test_a_task_that_fails_once_is_done_by_the_next_attempt(tmp_path) -> None:
+    config, url, observer = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
+    commit_all(begin(config, url), tasks=[0])
+    tell(tmp_path / "faults", "raise-1", "nan-1", "memory-1")
+    report = run(config, url, executor="ray", observer=observer)
+    assert (report.exit_code, report.executed) == (0, 5)
+    check_whole(url, 6)
+    assert sorted(kind for _, kind, _ in observer.failures) == ["not_finite", "out_of_memory", "raised"]
+
+
+def test_a_hanging_task_is_killed_at_its_deadline(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ray_executor, "Rules", partial(Rules, deadline_floor_s=3.0))
+    config, url = faulty_config(tmp_path), str(tmp_path / "run")
+    observer = Recorder(lambda receipt: tell(tmp_path / "faults", *(["hang-1"] if receipt.task == 0 else [])))
+    assert run(config, url, executor="ray", observer=observer).exit_code == 0
+    check_whole(url, 6)
+    assert "ran over its deadline of" in " ".join(observer.notes)
+
+
+def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(tmp_path) -> None:
+    config, url = faulty_config(tmp_path, max_failed_tasks=1), str(tmp_path / "run")
+    commit_all(begin(config, url), tasks=[0, 1, 2, 3])
+    tell(tmp_path / "faults", "exit-1", "sysexit-2", "segfault-3")
+    report = run(config, url, executor="ray")
+    assert (report.exit_code, report.committed, report.quarantined, report.executed) == (3, 5, 1, 1)
+    found = Run.open(open_store(url))
+    (task,) = found.quarantined()
+    record = found.read_quarantine(task)
+    assert record is not None
+    assert [failure["kind"] for failure in record["failures"]] == ["worker_died"] * 3
+    assert not found.sealed
+
+
+def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_path) -> None:
+    config, url = faulty_config(tmp_path), str(tmp_path / "run")
+    tell(tmp_path / "faults", "raise")
+    with pytest.raises(BudgetExceeded, match="1 tasks failed for good"):
+        run(config, url, executor="ray")
+    record = Run.open(open_store(url)).read_quarantine(0)
+    assert record is not None
+    assert [failure["kind"] for failure in record["failures"]] == ["raised"] * 3
+    assert 'raise RuntimeError("the network broke")' in record["failures"][0]["message"]
+
+
+def test_the_canary_stops_the_run_before_it_fans_out(tmp_path) -> None:
+    config = tiny_config(tmp_path, execution={"workers": 2, "quality_gate": 1.0})
+    observer = Recorder()
+    with pytest.raises(TaskFailure, match=r"under execution.quality_gate 100.0%.*canary"):
+        run(config, str(tmp_path / "run"), executor="ray", observer=observer)
+    assert [task for task, _, _ in observer.failures] == [0]
+    assert keys(open_store(str(tmp_path / "run")), "data/") == []
+
+
+def test_a_driver_and_workers_of_two_versions_refuse_each_other(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ray_executor, "__version__", "9.9.9")
+    with pytest.raises(PlanMismatch, match=r"has nisynth .*, the driver 9.9.9; install one version"):
+        run(tiny_config(tmp_path), str(tmp_path / "run"), executor="ray")
+
+
+def test_a_worker_whose_teacher_differs_refuses_and_so_does_one_without(tmp_path) -> None:
+    config, url = tiny_config(tmp_path), str(tmp_path / "run")
+    joined = begin(config, url)
+    weights = Path(tiny_weights(tmp_path))
+    weights.write_bytes(Path(tiny_weights(tmp_path, seed=1)).read_bytes())
+    with pytest.raises(PlanMismatch, match=r"worker .* plans fingerprint"):
+        ray_executor.execute(config, joined, SilentObserver())
+    weights.unlink()
+    with pytest.raises((TeacherError, StorageError), match=weights.name):
+        ray_executor.execute(config, joined, SilentObserver())
+
+
+def test_workers_that_cannot_start_stall_the_run_with_the_reason(tmp_path) -> None:
+    config = tiny_config(tmp_path, execution={"workers": 1})
+    joined = begin(config, str(tmp_path / "run"))
+
+    class Broken(ray_executor.Actor):
+        def start(self, *arguments):
+            raise RuntimeError("no CUDA-capable device is detected")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_executor, "Actor", Broken)
+        with pytest.raises(Stalled, match=r"4 tasks left .* no CUDA-capable device is detected"):
+            ray_executor.execute(config, joined, SilentObserver(), rules=Rules(slot_deaths=2))
+
+
+def test_a_store_that_stops_answering_ends_the_run(tmp_path, s3_url, s3_proxy: FaultProxy) -> None:
+    config = tiny_config(tmp_path, run={"num_images": 4 * 12}, execution={"workers": 2})
+    observer = Recorder(
+        lambda receipt: s3_proxy.inject(Fault("dropped", verb="PUT", key="data/", times=None))
+    )
+    try:
+        with pytest.raises(StorageError, match=s3_url.rpartition("/")[2]):
+            run(config, s3_url, executor="ray", observer=observer)
+    finally:
+        s3_proxy.clear()
+    assert {kind for _, kind, _ in observer.failures} == {"storage"}
+    assert run(config, s3_url, executor="ray").exit_code == 0
+    check_whole(s3_url, 12)
+
+
+def test_where_conditions_are_ignored_the_driver_alone_commits(
+    tmp_path, s3_url, s3_proxy: FaultProxy
+) -> None:
+    config = tiny_config(tmp_path, execution={"workers": 2, "single_writer": True})
+    s3_proxy.clear()
+    s3_proxy.inject(Fault("unconditional", verb="PUT", times=None))
+    try:
+        report = run(config, s3_url, executor="ray")
+        assert not [seen for seen in s3_proxy.seen if seen.verb == "PUT" and "/commits/" in seen.key]
+    finally:
+        s3_proxy.clear()
+    assert (report.exit_code, report.executed) == (0, 4)
+    check_whole(s3_url, 4)
+
+
+def test_two_drivers_at_once_make_one_run(tmp_path) -> None:
+    tasks, url = 40, str(tmp_path / "run")
+    config = tiny_config(tmp_path, run={"num_images": 4 * tasks}, execution={"workers": 2})
+    joined = begin(config, url)
+    observers = [Recorder(), Recorder()]
+    counts = [0, 0]
+
+    def drive_one(number: int) -> None:
+        counts[number] = ray_executor.execute(config, joined, observers[number])
+
+    threads = [threading.Thread(target=drive_one, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counts) == tasks
+    # In vain: only what both had in flight at once, 2 workers x 2 of either at a time.
+    computed = [receipt for observer in observers for receipt in observer.done if receipt.seconds]
+    assert len(computed) - tasks <= tasks // 2
+    assert drive.run(config, url, executor="ray").executed == 0
+    check_whole(url, tasks)
+
+
+def test_deleting_commits_redoes_exactly_those(tmp_path) -> None:
+    config, url = (
+        tiny_config(tmp_path, run={"num_images": 40}, execution={"workers": 1}),
+        str(tmp_path / "run"),
+    )
+    joined = begin(config, url)
+    commit_all(joined)
+    doomed = keys(joined.store, "commits/")[::2]
+    for key in doomed:
+        joined.store.delete(key)
+    report = run(config, url, executor="ray")
+    assert (report.exit_code, report.executed) == (0, 5)
+
+
+def test_a_task_that_somebody_committed_meanwhile_is_not_computed(tmp_path) -> None:
+    config, url = tiny_config(tmp_path, execution={"workers": 1}), str(tmp_path / "run")
+    joined = begin(config, url)
+
+    def take_the_rest(receipt: Receipt) -> None:
+        if receipt.task == 0:
+            commit_all(joined, tasks=[1, 2, 3])
+
+    observer = Recorder(take_the_rest)
+    assert run(config, url, executor="ray", observer=observer).executed < 4
+    assert not [receipt for receipt in observer.done if receipt.outcome == "other" and receipt.seconds]
