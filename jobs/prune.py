@@ -1,4 +1,4 @@
-"""What a cluster runs: `ray job submit --entrypoint-num-gpus 1 -- python jobs/prune.py CONFIG [...]`.
+"""What a cluster runs: `ray job submit --entrypoint-num-gpus 1 -- python jobs/prune.py [...]`.
 
 The options are those of `nisynth prune`; it takes the one GPU that the job is given.
 """

@@ -9,7 +9,7 @@ import typer
 
 from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, SetOption, out
-from nisynth.config import load_config, load_consumer_config, shipped_configs
+from nisynth.config import load_config, load_consumer_config
 from nisynth.consumers.device import default_device
 from nisynth.consumers.evaluate import Evaluation, evaluate, read_images
 from nisynth.errors import ConfigError
@@ -22,20 +22,18 @@ if (
 
 MOST_CLASSES = 20
 
-SplitOption = Annotated[
-    str, typer.Option(help="Which split of a test set that has several, such as a Hugging Face data set.")
+TeacherArgument = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file or a shipped config, for its teacher.")
 ]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(help="The network: a name that `nisynth teachers` prints, or package.module:factory."),
+]
+WeightsOption = Annotated[str | None, typer.Option(metavar="PATH|URL", help="Its weights.")]
 
 
 @app.command("evaluate")
 def evaluate_network(
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="NETWORK",
-            help="ARCH or ARCH@WEIGHTS, such as resnet34@teacher.safetensors; or a config, for its teacher.",
-        ),
-    ],
     data: Annotated[
         str,
         typer.Option(
@@ -43,11 +41,18 @@ def evaluate_network(
             help="Real images (a Parquet file, a folder with one folder per class, hf:NAME), or a run's URL.",
         ),
     ],
+    config: TeacherArgument = None,
+    arch: ArchOption = None,
+    weights: WeightsOption = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="NETWORK", help="A second network: its accuracy, how often both agree."),
+        typer.Option(
+            metavar="ARCH@WEIGHTS", help="A second network (or a config): its accuracy, how often both agree."
+        ),
     ] = None,
-    split: SplitOption = "test",
+    split: Annotated[
+        str, typer.Option(help="Which split of a test set that has several, such as a Hugging Face data set.")
+    ] = "test",
     confusion: Annotated[
         str | None, typer.Option(metavar="PNG", help="Draw the confusion matrix into this file.")
     ] = None,
@@ -56,8 +61,8 @@ def evaluate_network(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a network: accuracy, by class, what it confuses, where it agrees with another one."""
-    judged = _load(network, set_)
-    other = None if against is None else _load(against, [])
+    judged = _load(_source(config, arch, weights), set_)
+    other = None if against is None else _load(_named(against), [])
     images = read_images(data, judged, split=split, allow_partial=allow_partial)
     found = evaluate(judged, images, against=other)
     if confusion is not None:
@@ -75,12 +80,13 @@ def evaluate_network(
 @app.command("prune")
 def prune_network(
     config: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="CONFIG|NETWORK",
-            help="A YAML file, a shipped config's name, or ARCH@WEIGHTS for the paper's protocol.",
+            metavar="[CONFIG]", help="A YAML file or a shipped config; without one, the paper's protocol."
         ),
-    ],
+    ] = None,
+    arch: ArchOption = None,
+    weights: WeightsOption = None,
     data: Annotated[str | None, typer.Option(metavar="URL", help="The run to fine-tune on (data).")] = None,
     output: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the networks go: a folder or s3:// (output).")
@@ -105,7 +111,9 @@ def prune_network(
         "test_set": test_set,
         "ratios": None if ratios is None else _numbers("--ratios", ratios),
     }
-    resolved = load_consumer_config(PruneConfig, _source(config), set_, kind="prune", given=given)
+    resolved = load_consumer_config(
+        PruneConfig, _source(config, arch, weights), set_, kind="prune", given=given
+    )
     # Progress goes to standard error, so that standard output holds the result alone.
     report = prune(resolved, say=lambda line: typer.echo(line, err=True))
     if as_json:
@@ -114,21 +122,25 @@ def prune_network(
         _show_pruning(report)
 
 
-def _source(text: str) -> str | dict[str, Any]:
-    """Returns a config's name as it is, ARCH or ARCH@WEIGHTS as a config with that teacher."""
-    path = Path(text)
-    if (
-        path.is_file()
-        or path.suffix in (".yaml", ".yml")
-        or text in (*shipped_configs(), *shipped_configs("prune"))
-    ):
-        return text
-    arch, _, weights = text.partition("@")
-    return {"teacher": {"arch": arch, "weights": weights} if weights else {"arch": arch}}
+def _source(config: str | None, arch: str | None, weights: str | None) -> str | dict[str, Any]:
+    """Returns the config's name, or a config that holds nothing but the network that the options name."""
+    if (config is None) == (arch is None):
+        raise ConfigError("name the network once: by a config, or by --arch and --weights")
+    if config is not None and weights is not None:
+        raise ConfigError("--weights goes with --arch; over a config, use --set teacher.weights=...")
+    return config if config is not None else {"teacher": {"arch": arch, "weights": weights}}
 
 
-def _load(network: str, overrides: list[str]) -> Teacher:
-    return load_teacher(load_config(_source(network), overrides).teacher, default_device())
+def _named(network: str) -> str | dict[str, Any]:
+    """Returns ARCH@WEIGHTS as `_source` does; neither ":" nor "/" could part them, both stand in names."""
+    if Path(network).suffix in (".yaml", ".yml") and "@" not in network:
+        return network
+    arch, _, weights = network.partition("@")
+    return _source(None, arch, weights or None)
+
+
+def _load(source: str | dict[str, Any], overrides: list[str]) -> Teacher:
+    return load_teacher(load_config(source, overrides).teacher, default_device())
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -95,7 +95,8 @@ def test_evaluate_on_real_images_and_on_a_run(network: Path, real: Path, run: Ru
 def test_evaluate_takes_arch_and_weights(real: Path, tmp_path: Path) -> None:
     settings = ["num_classes=4", "input_px=16", "mean=[0.5, 0.5, 0.5]", "std=[0.25, 0.25, 0.25]"]
     overrides = [word for setting in settings for word in ("--set", f"teacher.{setting}")]
-    told = nisynth("evaluate", f"tests.tiny:TinyNet@{tiny_weights(tmp_path)}", "--data", real, *overrides)
+    one = ["--arch", "tests.tiny:TinyNet", "--weights", tiny_weights(tmp_path)]
+    told = nisynth("evaluate", *one, "--data", real, *overrides)
     assert told.returncode == 0, told.stderr
     assert "N=16" in told.stdout
 
@@ -134,12 +135,20 @@ def test_the_shipped_configs_are_sound() -> None:
 
 def test_mistakes(network: Path, real: Path, run: Run, tmp_path: Path) -> None:
     data = ("--data", real)
-    says(nisynth("evaluate", "resnet19", *data), 2, "'resnet19' is unknown", "did you mean 'resnet18'")
-    says(nisynth("evaluate", "resnet34", *data), 2, "teacher.weights is not given")
-    says(nisynth("evaluate", "resnet34@nowhere.safetensors", *data), 2, "nowhere.safetensors")
+    says(nisynth("evaluate", *data), 2, "name the network once: by a config, or by --arch and --weights")
+    says(nisynth("evaluate", network, "--arch", "resnet20", *data), 2, "name the network once")
+    says(nisynth("evaluate", network, "--weights", "w", *data), 2, "--weights goes with --arch")
+    says(
+        nisynth("evaluate", "--arch", "resnet19", *data),
+        2,
+        "'resnet19' is unknown",
+        "did you mean 'resnet18'",
+    )
+    says(nisynth("evaluate", "--arch", "resnet34", *data), 2, "teacher.weights is not given")
+    says(nisynth("evaluate", "--arch", "resnet34", "--weights", "no.pt", *data), 2, "no.pt")
     says(nisynth("evaluate", "nowhere.yaml", *data), 2, "config 'nowhere.yaml': no such file")
     says(nisynth("evaluate", network, "--data", tmp_path / "none"), 2, "there is no such file or folder")
-    says(nisynth("evaluate", "resnet20", *data), 2, "has 4 classes, the network 10")
+    says(nisynth("evaluate", "--arch", "resnet20", *data), 2, "has 4 classes, the network 10")
     says(
         nisynth("evaluate", network, *data, "--against", "resnet20"),
         2,
@@ -150,17 +159,23 @@ def test_mistakes(network: Path, real: Path, run: Run, tmp_path: Path) -> None:
     )
     places = ("--data", run.store.url, "--output", tmp_path / "out")
     says(nisynth("prune", network, *places), 2, "unknown key")
-    says(nisynth("prune", "resnet20", *places), 2, "test_set: missing; give real images")
-    says(nisynth("prune", "resnet20", *places, "--test-set", real), 2, "has 4 classes, the teacher 10")
+    says(nisynth("prune", "--arch", "resnet20", *places), 2, "test_set: missing; give real images")
     says(
-        nisynth("prune", "resnet20", *places, "--test-set", real, "--ratios", "half"),
+        nisynth("prune", "--arch", "resnet20", *places, "--test-set", real),
+        2,
+        "has 4 classes, the teacher 10",
+    )
+    says(
+        nisynth("prune", "--arch", "resnet20", *places, "--test-set", real, "--ratios", "half"),
         2,
         "--ratios 'half': write",
     )
     says(
-        nisynth("prune", "resnet20", *places, "--test-set", real, "--ratios", "2"), 2, "ratios: [2.0] are not"
+        nisynth("prune", "--arch", "resnet20", *places, "--test-set", real, "--ratios", "2"),
+        2,
+        "ratios: [2.0] are not",
     )
     says(
-        nisynth("prune", "resnet20", *places, "--test-set", real, "--set", "train.epoch=3"),
+        nisynth("prune", "--arch", "resnet20", *places, "--test-set", real, "--set", "train.epoch=3"),
         2, "train.epoch: unknown key; did you mean 'epochs'",
     )  # fmt: skip
