@@ -10,7 +10,7 @@ import pytest
 from nisynth.errors import StorageError
 from nisynth.storage import AlreadyExists, OutcomeUnknown
 from nisynth.storage.probe import probe_conditional_create
-from nisynth.storage.s3 import S3Store
+from nisynth.storage.s3 import Limits, S3Store
 from tests.faults import Fault, FaultProxy
 from tests.servers import WeedServer, start_weed
 
@@ -56,7 +56,7 @@ def test_create_never_takes_anothers_object_for_its_own(
 
 
 def test_a_slow_answer_is_not_waited_for_and_the_write_counts_once(proxy: FaultProxy, quick: Quick) -> None:
-    store = quick(read_s=0.5)
+    store = quick(read_s=1.0, attempts=12)
     store.put("warm", b"")
     proxy.inject(Fault("hang", "PUT"))
     store.create("commits/1.json", b"mine")
@@ -201,7 +201,7 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, monkeypatch: pyte
     try:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        store = S3Store(f"{server.url}/run")
+        store = S3Store(f"{server.url}/run", Limits(attempts=20))
         store.create("commits/before", b"1")
         server.kill()
         started = threading.Event()
@@ -214,7 +214,7 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, monkeypatch: pyte
             creating = pool.submit(create)
             started.wait()
             server.start()
-            creating.result(timeout=60)
+            creating.result(timeout=180)
         assert [(info.key, store.get(info.key)) for info in store.list()] == [
             ("commits/before", b"1"),
             ("commits/during", b"2"),
