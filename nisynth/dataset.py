@@ -22,15 +22,15 @@ from torch.utils.data import Dataset
 
 from nisynth.batch import Normalization
 from nisynth.commits import Commit, Run
+from nisynth.commits.fetch import fetch_shard
 from nisynth.commits.records import parse_shard_key
 from nisynth.commits.seal import ManifestRow, read_manifest
 from nisynth.errors import DataError, IncompleteRun
 from nisynth.plan import Plan
-from nisynth.storage import NotFound, open_store
+from nisynth.storage import open_store
 from nisynth.storage.cache import DEFAULT_CAP_BYTES, DiskCache, default_folder
 
 READERS = 8
-FETCHES = 2
 
 
 def open_dataset(
@@ -104,9 +104,9 @@ class SyntheticDataset(Dataset[tuple[Tensor, int]]):
     def read_shard(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns images `(n, 3, H, W)` and labels `(n,)` of `shards[number]`, fetched, checked, decoded."""
         row = self.shards[number]
+        data = self._fetch(row)
         where = f"{self.url}/{row.shard}"
         cure = f"`nisynth redo {self.url} --task {row.task}`, then run again"
-        data = self._fetch(row, where, cure)
         try:
             shard = self._run.decode(data)
         except DataError as error:
@@ -146,24 +146,14 @@ class SyntheticDataset(Dataset[tuple[Tensor, int]]):
                 raise
         return pixels, labels
 
-    def _fetch(self, row: ManifestRow, where: str, cure: str) -> bytes:
+    def _fetch(self, row: ManifestRow) -> bytes:
         kept = self._cache.get(row.sha256) if self._cache is not None else None
         if kept is not None:
             return kept
-        wrong = ""
-        # A second fetch tells what is damaged: the way here, or the object.
-        for _ in range(FETCHES):
-            try:
-                data = self._run.store.get(row.shard)
-            except NotFound:
-                wrong = "is missing"
-                continue
-            if hashlib.sha256(data).hexdigest() == row.sha256:
-                if self._cache is not None:
-                    self._cache.put(row.sha256, data)
-                return data
-            wrong = f"is damaged: its sha256 is not its commit's, in {FETCHES} fetches"
-        raise DataError(f"{where}: {wrong}; {cure}")
+        data = fetch_shard(self._run.store, row)
+        if self._cache is not None:
+            self._cache.put(row.sha256, data)
+        return data
 
 
 def _committed(run: Run) -> list[ManifestRow]:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from nisynth.errors import NisynthError, Stopped
+from nisynth.progress import printable
 
 EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usage, config or plan mismatch;
 3 partial within max_failed_tasks; 4 too many failed tasks; 5 stalled; 6 storage; 7 stopped by SIGTERM or
@@ -34,7 +35,7 @@ def main() -> None:
 
 def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
-    from nisynth.cli import compress, distill, jobs, runs  # noqa: F401  they register their verbs
+    from nisynth.cli import compress, distill, jobs, runs, storage  # noqa: F401  they register their verbs
 
     try:
         result = app(args=arguments, standalone_mode=False)
@@ -54,7 +55,7 @@ def execute(arguments: list[str]) -> int:
 
 
 def _say(line: str, exit_code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"nisynth: {line}", markup=False)
+    Console(stderr=True, soft_wrap=True).out(f"nisynth: {printable(line)}", highlight=False)
     return exit_code
 
 

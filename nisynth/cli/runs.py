@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nisynth.cli import app
+from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
 from nisynth.config import RunConfig, load_config
 from nisynth.errors import ConfigError
-from nisynth.execution import drive
-from nisynth.progress import format_seconds, make_observer
+from nisynth.execution import COMPLETE, PARTIAL, drive
+from nisynth.progress import format_seconds, make_observer, printable
 from nisynth.storage import open_store
 from nisynth.teachers import architectures
 
@@ -96,19 +97,25 @@ def run(
 
 
 @app.command()
-def status(url: UrlArgument, as_json: JsonOption = False) -> None:
-    """Say how far a run is, from its storage alone."""
-    found = read_status(Run.open(open_store(url)))
+def status(
+    url: UrlArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it is complete.")] = False,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks of --watch.")] = 5.0,
+    as_json: JsonOption = False,
+) -> int:
+    """Say how far a run is, from its storage alone.
+
+    --watch ends with 0 when the run is complete, with 3 when only quarantined tasks are left.
+    """
+    opened = Run.open(open_store(url))
+    if watch:
+        return COMPLETE if follow(opened, out, every, as_json).complete else PARTIAL
+    found = read_status(opened)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(found)))
-        return
-    eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
-    state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
-    out.print(f"{found.url}: {state}")
-    out.print(
-        f"{found.committed:,} of {found.planned:,} tasks committed, {found.quarantined:,} quarantined,"
-        f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
-    )
+    else:
+        out.print("\n".join(describe(found)), markup=False)
+    return 0
 
 
 @app.command()
@@ -126,7 +133,7 @@ def verify(
         out.print_json(json.dumps({"ok": not verdict.problems, **document}))
     else:
         for problem in verdict.problems:
-            out.print(problem.text, markup=False)
+            out.out(printable(problem.text), highlight=False)
         end = (
             f"{len(verdict.problems)} problems; `nisynth redo {url} --bad`, then run again"
             if verdict.problems

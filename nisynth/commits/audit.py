@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nisynth.commits.records import Commit, commit_key, quarantine_key
 from nisynth.commits.run import Run
 from nisynth.commits.seal import READERS, delete_losers, read_commits, read_manifest, unseal
-from nisynth.errors import ConfigError, DataError
+from nisynth.errors import DataError
 from nisynth.storage import NotFound
 
 
@@ -58,8 +58,7 @@ def redo(run: Run, tasks: Iterable[int]) -> list[int]:
     """
     wanted = sorted(set(tasks))
     for task in wanted:
-        if not 0 <= task < run.plan.num_tasks:
-            raise ConfigError(f"task {task}: the run has tasks 0..{run.plan.num_tasks - 1}")
+        run.require_task(task)
     unseal(run)
     removed = run.committed().intersection(wanted)
     for task in wanted:

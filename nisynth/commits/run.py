@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nisynth.commits.fetch import fetch_document
 from nisynth.commits.records import (
     Commit,
     Outcome,
@@ -18,7 +19,7 @@ from nisynth.commits.records import (
     quarantine_key,
     shard_key,
 )
-from nisynth.errors import DataError, PlanMismatch, StorageError
+from nisynth.errors import ConfigError, DataError, PlanMismatch, StorageError
 from nisynth.plan import Plan, differing_fields
 from nisynth.shards import Shard, decode
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
@@ -70,6 +71,11 @@ class Run:
     def sealed(self) -> bool:
         """True when `_SUCCESS` says that the run was complete."""
         return _get(self.store, SUCCESS_KEY) is not None
+
+    def require_task(self, task: int) -> None:
+        """Raises ConfigError for a number that is no task of the run."""
+        if not 0 <= task < self.plan.num_tasks:
+            raise ConfigError(f"task {task}: the run has tasks 0..{self.plan.num_tasks - 1}")
 
     def committed(self) -> set[int]:
         """Returns the tasks that a listing shows as committed: a hint that costs one LIST."""
@@ -155,7 +161,7 @@ class Run:
 
     def read_quarantine(self, task: int) -> dict[str, Any] | None:
         """Returns the record of a task that was given up on, None when there is none."""
-        data = _get(self.store, quarantine_key(self.plan.fp12, task))
+        data = fetch_document(self.store, quarantine_key(self.plan.fp12, task))
         if data is None:
             return None
         try:

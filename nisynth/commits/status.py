@@ -1,11 +1,15 @@
 """How far a run is, from its storage alone: a few listings, never an image."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nisynth.commits.run import Run
-from nisynth.errors import DataError
+from nisynth.errors import DataError, StorageError
 
 SAMPLE = 32
+PATIENCE = 5
+"""Looks in a row that may fail before `watch` gives up."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class Status:
     images: int
     complete: bool
     eta_s: float | None
+
+    @property
+    def settled(self) -> bool:
+        """True when no driver has anything left to do: complete, or only quarantined tasks are left."""
+        given_up = self.quarantined > 0 and self.committed + self.quarantined >= self.planned
+        return self.complete or given_up
 
 
 def status(run: Run) -> Status:
@@ -37,6 +47,35 @@ def status(run: Run) -> Status:
         complete=complete,
         eta_s=0.0 if complete else _eta_s(run, committed, left),
     )
+
+
+def watch(
+    run: Run,
+    show: Callable[[Status | None, str], None],
+    *,
+    every_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Status:
+    """Looks at the run every `every_s` seconds until it is settled; returns the last status.
+
+    show: called after each look with the last status known, and with what went wrong in this look, or
+    "". Raises StorageError when more than `PATIENCE` looks in a row fail.
+    """
+    found: Status | None = None
+    failures = 0
+    while True:
+        try:
+            found = status(run)
+            failures = 0
+            show(found, "")
+        except StorageError as error:
+            failures += 1
+            if failures > PATIENCE:
+                raise
+            show(found, f"{error}; looking again")
+        if found is not None and found.settled:
+            return found
+        sleep(every_s)
 
 
 def _eta_s(run: Run, committed: set[int], left: int) -> float | None:

@@ -72,7 +72,7 @@ def test_another_config_is_refused_with_the_differing_fields(
 
 def test_commits_without_a_plan_are_refused(store: Store, plan: Plan) -> None:
     store.create(commit_key(plan.fp12, 0), b"{}")
-    with pytest.raises(PlanMismatch, match="no plan.json"):
+    with pytest.raises(PlanMismatch, match=r"no plan\.json"):
         Run.join(store, plan)
 
 

@@ -1,0 +1,73 @@
+"""`status --watch`: a display that follows a run on a terminal, elsewhere a line for every change."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from nisynth.commits import Run
+from nisynth.commits.status import Status, watch
+from nisynth.progress import format_seconds, printable
+
+
+def describe(found: Status) -> tuple[str, str]:
+    """Returns a status in two lines."""
+    eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
+    state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
+    return f"{found.url}: {state}", (
+        f"{found.committed:,} of {found.planned:,} tasks committed, {found.quarantined:,} quarantined,"
+        f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
+    )
+
+
+def follow(
+    run: Run, console: Console, every_s: float, as_json: bool, sleep: Callable[[float], None] = time.sleep
+) -> Status:
+    """Shows the run until it is settled and returns its last status. Raises StorageError as `watch` does.
+
+    as_json: one JSON document a line instead, whenever something changed.
+    """
+    if as_json or not console.is_terminal:
+        return watch(run, _Lines(console, as_json).show, every_s=every_s, sleep=sleep)
+    with Live(console=console, auto_refresh=False) as live:
+        return watch(
+            run,
+            lambda found, trouble: live.update(_display(found, trouble), refresh=True),
+            every_s=every_s,
+            sleep=sleep,
+        )
+
+
+class _Lines:
+    """Prints what is new, so that a log of a week's run stays readable."""
+
+    def __init__(self, console: Console, as_json: bool) -> None:
+        self._console, self._as_json = console, as_json
+        self._last: tuple[object, ...] = ()
+
+    def show(self, found: Status | None, trouble: str) -> None:
+        counts = found and (found.committed, found.quarantined, found.complete)
+        if (counts, trouble) == self._last:
+            return
+        self._last = (counts, trouble)
+        if self._as_json:
+            document = dataclasses.asdict(found) if found else {}
+            line = json.dumps({**document, "trouble": trouble or None})
+        else:
+            line = printable(trouble or (found and "; ".join(describe(found))) or "")
+        self._console.out(line, highlight=False)
+
+
+def _display(found: Status | None, trouble: str) -> Group:
+    lines: list[ProgressBar | Text] = []
+    if found is not None:
+        lines.append(ProgressBar(total=found.planned, completed=found.committed, width=40))
+        lines += [Text(printable(line)) for line in describe(found)]
+    if trouble:
+        lines.append(Text(printable(trouble), style="red"))
+    return Group(*lines)

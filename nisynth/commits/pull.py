@@ -1,0 +1,262 @@
+"""A verified local copy of a run: what its commits name, fetched, hashed, and only then given its name.
+
+The source is not trusted. Its plan must give its own fingerprint; keys are rebuilt from their parts;
+nothing is downloaded before its size was held against the commit and against what the plan could give.
+The folder is not trusted to be empty: links in it are refused, so nothing is written outside of it.
+
+The copy is made as a run is: the plan first, then of every task the shard and after it the commit, the
+seal last. So the folder is a run at any time, and pulling again goes on where an interrupted pull ended.
+Manifest, card and `_SUCCESS` are made here, from the commits, by the code that seals every run. They are
+a function of the commits, and a copied manifest would be one more document to distrust.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nisynth.commits.fetch import fetch_document, fetch_shard
+from nisynth.commits.records import Commit, commit_key, shard_key
+from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
+from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
+from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
+from nisynth.plan import differing_fields
+from nisynth.storage import AlreadyExists, NotFound, Store
+from nisynth.storage.local import LocalStore, path_of
+
+T = TypeVar("T")
+
+WORKERS = 8
+_FOLDERS = (".tmp", "commits", "data")
+_FILES = (PLAN_KEY, MANIFEST_KEY, CARD_KEY, SUCCESS_KEY)
+_AHEAD = 4
+_SHARD_OVERHEAD_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did. shards, images: in the copy now. fetched, fetched_bytes: by this pull."""
+
+    url: str
+    folder: str
+    fingerprint: str
+    shards: int
+    images: int
+    fetched: int
+    fetched_bytes: int
+    complete: bool
+
+
+def pull(
+    source: Store,
+    folder: str,
+    *,
+    workers: int = WORKERS,
+    allow_partial: bool = False,
+    on_checked: Callable[[int, int], None] | None = None,
+) -> Pulled:
+    """Copies the run of `source` into a local folder, `workers` shards at a time; says what it did.
+
+    What is there already and right is not fetched again. allow_partial: of a run that is not complete,
+    copy what is committed. on_checked: called with (shards right in the copy, shards in all). Raises
+    IncompleteRun, PlanMismatch (the folder holds something else), DataError (bad shards, after all
+    others were copied), StorageError.
+    """
+    root = _local_path(folder)
+    data = fetch_document(source, PLAN_KEY)
+    if data is None:
+        raise PlanMismatch(f"{source.url}: no run there (no plan.json); check the URL")
+    run = Run(source, parse_plan(source.url, data))
+    tasks = sorted(run.committed())
+    _require_enough(run, tasks, allow_partial)
+    copy = _begin_copy(root, run, data)
+    sizes = list(_copy_all(run, copy, tasks, workers, on_checked))
+    complete = len(tasks) == run.plan.num_tasks
+    if complete:
+        _seal(copy)
+    return Pulled(
+        url=source.url,
+        folder=copy.store.url,
+        fingerprint=run.plan.fingerprint,
+        shards=len(tasks),
+        images=sum(run.plan.rows(task) for task in tasks),
+        fetched=sum(size > 0 for size in sizes),
+        fetched_bytes=sum(sizes),
+        complete=complete,
+    )
+
+
+def _local_path(folder: str) -> Path:
+    if "://" in folder and not folder.startswith("file://"):
+        raise ConfigError(f"DIR {folder!r}: pull copies to this machine; name a local folder")
+    return path_of(folder)
+
+
+def _require_enough(run: Run, tasks: list[int], allow_partial: bool) -> None:
+    if not tasks:
+        raise IncompleteRun(f"{run.store.url}: no task is committed yet; run it first")
+    missing = run.plan.num_tasks - len(tasks)
+    if missing and not allow_partial:
+        raise IncompleteRun(
+            f"{run.store.url}: {missing} of {run.plan.num_tasks} tasks are not committed;"
+            " run it again to resume, or pass --allow-partial to copy what is there"
+        )
+
+
+def _begin_copy(root: Path, run: Run, plan_data: bytes) -> Run:
+    """Returns the copy, begun or taken up. Raises PlanMismatch when the folder holds anything else."""
+    store = LocalStore(str(root))
+    store.list()  # refuses a file
+    names = _names(root)
+    held = fetch_document(store, PLAN_KEY)
+    if held is None:
+        if names - {".tmp"}:
+            raise PlanMismatch(f"{root}: not empty, and holds no run (no plan.json); name another folder")
+        with suppress(AlreadyExists):  # another pull began the same copy: read what it wrote
+            store.create(PLAN_KEY, plan_data)
+        held = store.get(PLAN_KEY)
+    plan = parse_plan(store.url, held)
+    if plan.fingerprint != run.plan.fingerprint:
+        fields = "; ".join(differing_fields(run.plan.identity, plan.identity))
+        raise PlanMismatch(f"{root}: holds another run than {run.store.url}: {fields}. Name another folder")
+    return Run(store, plan)
+
+
+def _names(root: Path) -> set[str]:
+    """Returns what lies in `root`, after a look that no name which a copy uses leads out of it.
+
+    Raises StorageError for a link, pipe or device in the place of a file or folder of a run.
+    """
+    try:
+        found = {entry.name: entry for entry in os.scandir(root)} if root.is_dir() else {}
+        used = [(entry, name in _FOLDERS) for name, entry in found.items() if name in _FOLDERS + _FILES]
+        for entry, is_folder in used:
+            _require_plain(entry, is_folder)
+            for inner in list(os.scandir(entry.path)) if is_folder else []:
+                _require_plain(inner, is_folder=False)
+    except OSError as error:
+        raise StorageError(f"{root}: {error.strerror}; name a folder that this user may use") from None
+    return set(found)
+
+
+def _require_plain(entry: os.DirEntry[str], is_folder: bool) -> None:
+    if not (entry.is_dir if is_folder else entry.is_file)(follow_symlinks=False):
+        kind = "folder" if is_folder else "file"
+        raise StorageError(f"{entry.path}: not a plain {kind}; pull follows no links, so move it away")
+
+
+def _copy_all(
+    run: Run, copy: Run, tasks: list[int], workers: int, on_checked: Callable[[int, int], None] | None
+) -> Iterator[int]:
+    """Yields, for each task, the bytes that were fetched; 0 where the copy was right before."""
+    bad: list[DataError] = []
+
+    def work(task: int) -> int | DataError:
+        try:
+            return _copy_task(run, copy, task)
+        except DataError as error:  # one bad shard keeps nobody from the others
+            return error
+
+    if on_checked is not None:
+        on_checked(0, len(tasks))
+    with closing(_in_parallel(work, tasks, workers)) as results:
+        for number, result in enumerate(results, 1):
+            if isinstance(result, DataError):
+                bad.append(result)
+                continue
+            yield result
+            if on_checked is not None:
+                on_checked(number - len(bad), len(tasks))
+    if len(bad) == 1:
+        raise bad[0]
+    if bad:
+        raise DataError(f"{len(bad)} tasks cannot be copied; the first: {bad[0]}")
+
+
+def _in_parallel(work: Callable[[int], T], tasks: Iterable[int], workers: int) -> Generator[T]:
+    """Yields the results in order, with a bounded number of tasks begun ahead of the one that is due."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                ahead.append(pool.submit(work, task))
+                if len(ahead) > _AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _copy_task(run: Run, copy: Run, task: int) -> int:
+    """Sees to it that the copy has the task's shard and, after it, its commit; returns bytes fetched."""
+    key = commit_key(run.plan.fp12, task)
+    data = fetch_document(run.store, key)
+    if data is None:
+        raise IncompleteRun(f"{run.store.url}/{key}: was removed during the pull; pull again later")
+    commit = Commit.from_json(data, key, run.plan.fingerprint)
+    _hold_to_plan(run, commit)
+    held = fetch_document(copy.store, key)
+    if held is not None and held != data:
+        raise _other_commit(copy, key, task)
+    fetched = _copy_shard(run, copy, commit)
+    if held is None:
+        try:
+            copy.store.create(key, data)
+        except AlreadyExists:
+            if copy.store.get(key) != data:
+                raise _other_commit(copy, key, task) from None
+    return fetched
+
+
+def _hold_to_plan(run: Run, commit: Commit) -> None:
+    """Raises DataError for a commit that is sound in itself and that no worker of this plan writes."""
+    plan, task = run.plan, commit.task
+    if commit.rows != plan.rows(task) or commit.seed != plan[task].seed:
+        wrong = "its rows or seed are not the plan's"
+    elif commit.shard != shard_key(plan.fp12, task, commit.attempt, plan.format):
+        wrong = f"its shard is no {plan.format} file"
+    elif commit.bytes > commit.rows * (12 * plan.input_px**2 + 1024) + _SHARD_OVERHEAD_BYTES:
+        # float32 pixels, or PNG, whose worst case is less
+        wrong = f"its shard has {commit.bytes} bytes, more than {commit.rows} images can take"
+    else:
+        return
+    cure = f"`nisynth redo {run.store.url} --task {task}`, then run again"
+    raise DataError(f"{run.store.url}/{commit_key(plan.fp12, task)}: {wrong}; {cure}")
+
+
+def _other_commit(copy: Run, key: str, task: int) -> PlanMismatch:
+    return PlanMismatch(
+        f"{copy.store.url}/{key}: not the source's commit (it was made elsewhere, or the source made its"
+        f" own again); `nisynth redo {copy.store.url} --task {task}`, then pull again"
+    )
+
+
+def _copy_shard(run: Run, copy: Run, commit: Commit) -> int:
+    try:
+        if copy.store.size_bytes(commit.shard) == commit.bytes:
+            there = hashlib.sha256(copy.store.get(commit.shard)).hexdigest()
+            if there == commit.sha256:
+                return 0
+        wrong = True
+    except NotFound:
+        wrong = False
+    data = fetch_shard(run.store, commit)
+    if wrong:
+        copy.store.delete(commit.shard)
+    with suppress(AlreadyExists):  # another pull into this folder was quicker, with the same bytes
+        copy.store.create(commit.shard, data)
+    return len(data)
+
+
+def _seal(copy: Run) -> None:
+    if copy.sealed:
+        # Not sealed anew: another version of the Parquet library may write the same rows otherwise.
+        read_manifest(copy)
+    else:
+        seal(copy)
