@@ -2,9 +2,16 @@
 
 A consumer reads images through `nisynth.dataset` alone and knows nothing of what lies behind it.
 
+distill.py         a student learns a teacher's answers; scratch.py: a network learns the labels
+student.py         what the two have in common; ray_train.py: by several workers
+prune.py           filters out, fine-tune, ratio by ratio (Figure 6); prune_report.py: what that leaves
+filters.py         which filters go, and what the network costs after
+evaluate.py        accuracy, confusion, agreement, on real images or a run's
+realset.py         real test sets, decoded once
 training.py        the loop that all of them train with, on the device, resumable to the bit
 batch_norm.py      BatchNorm over the global batch of several workers
 checkpoints.py     a loop's state in a store
 device.py          where, and in which arithmetic
+narration.py       a training told in lines
 augment.py         shuffles, crops and flips as pure functions of (seed, epoch)
 """
