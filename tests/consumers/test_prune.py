@@ -111,6 +111,17 @@ def test_a_sweep_run_again_makes_only_what_is_missing(config: PruneConfig) -> No
     assert [line for line in lines if "done already" in line] == ["pruned-75: done already"]
 
 
+def test_an_output_in_a_store(config: PruneConfig) -> None:
+    output = "memory://test_prune/pruned"
+    report = prune(replace(config, ratios=(0.5,), output=output))
+    assert {info.key for info in open_store(output).list()} == {
+        "pruned-50.safetensors", "result.json", "figure6.png",
+    }  # fmt: skip
+    teacher = load_teacher(config.teacher, weights=f"{output}/pruned-50.safetensors")
+    assert teacher.network.get_submodule("stem.0").weight.shape == (4, 3, 3, 3)
+    assert report.points[0].weights == "pruned-50.safetensors"
+
+
 class Killed(Exception):
     """What a test raises in the middle of a fine-tuning."""
 
