@@ -53,11 +53,11 @@ def prunable_layers(network: nn.Module, input_px: int, patterns: Sequence[str] =
     ]
     for pattern in patterns:
         if not fnmatch.filter(free, pattern):
-            raise ConfigError(f"prune.layers: {pattern!r} matches none of {', '.join(free) or 'no layer'}")
+            raise ConfigError(f"layers: {pattern!r} matches none of {', '.join(free) or 'no layer'}")
     chosen = [name for name in free if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
     if not chosen:
         raise ConfigError(
-            "prune: additions tie every convolution of this network to another; none can lose filters alone"
+            "teacher.arch: additions tie every convolution of this network to another; none can lose filters alone"
         )
     return tuple(chosen)
 
@@ -100,7 +100,9 @@ def _graph(network: nn.Module, input_px: int) -> Any:
     try:
         return torch_pruning.DependencyGraph().build_dependency(network, example_inputs=image)
     except Exception as error:  # the user's network runs in there, and may raise anything
-        raise ConfigError(f"prune: torch-pruning cannot follow this network ({one_line(error)})") from error
+        raise ConfigError(
+            f"teacher.arch: torch-pruning cannot follow this network ({one_line(error)})"
+        ) from error
 
 
 def _is_free(graph: Any, layer: nn.Conv2d) -> bool:

@@ -122,7 +122,7 @@ def test_layers_by_pattern() -> None:
     assert prunable_layers(network, 32, ["layer3.*", "layer1.0.*"]) == (
         "layer1.0.conv1", "layer3.0.conv1", "layer3.1.conv1", "layer3.2.conv1",
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"prune.layers: 'layer9\.\*' matches none of layer1\.0\.conv1, "):
+    with pytest.raises(ConfigError, match=r"layers: 'layer9\.\*' matches none of layer1\.0\.conv1, "):
         prunable_layers(network, 32, ["layer9.*"])
 
 

@@ -194,7 +194,7 @@ def test_what_does_not_fit_together(config: PruneConfig, tmp_path: Path) -> None
     refused(
         replace(config, layers=("conv9",)),
         ConfigError,
-        r"prune.layers: 'conv9' matches none of stem.0, down.0",
+        r"layers: 'conv9' matches none of stem.0, down.0",
     )
 
 
