@@ -57,7 +57,7 @@ def prunable_layers(network: nn.Module, input_px: int, patterns: Sequence[str] =
     chosen = [name for name in free if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
     if not chosen:
         raise ConfigError(
-            "teacher.arch: additions tie every convolution of this network to another; none can lose filters alone"
+            "teacher.arch: additions tie every convolution of this network to another; none can lose filters"
         )
     return tuple(chosen)
 
