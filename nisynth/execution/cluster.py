@@ -32,7 +32,7 @@ def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own, which ends without a word
     try:
         if address == "local":
             _start_local(execution)
@@ -42,7 +42,6 @@ def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]
         line = " ".join(str(error).split())[:200]
         raise ConfigError(f"address {address!r}: no Ray cluster can be joined there: {line}") from None
     if threading.current_thread() is threading.main_thread():
-        # Ray put a handler of its own in place, which would end the run without a word.
         signal.signal(signal.SIGTERM, handler)
     # Ray prints every death of a worker to stdout, which is the command's own; the driver tells of them.
     said, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _say_nothing
@@ -51,6 +50,29 @@ def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]
     finally:
         ray.shutdown()
         ray_worker.print_to_stdstream = said
+
+
+@contextmanager
+def sigterm_noted() -> Iterator[threading.Event]:
+    """Gives an event that SIGTERM sets; a second SIGTERM acts as it did before.
+
+    A handler that raises would do so inside Ray's own code, which turns it into a SystemError.
+    """
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def note(*_: object) -> None:
+        noted.set()
+        signal.signal(signal.SIGTERM, handler)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _say_nothing(*_: object, **__: object) -> None:

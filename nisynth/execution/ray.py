@@ -9,6 +9,7 @@ dead actors, and not Ray Data, which hides who failed where.
 
 import time
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import ray
@@ -17,9 +18,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from nisynth import __version__
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import NisynthError, StorageError
+from nisynth.errors import NisynthError, Stopped, StorageError
 from nisynth.execution.actors import Actor, Progress, Ready, Refusal
-from nisynth.execution.cluster import Listing, connected, live_nodes, resources
+from nisynth.execution.cluster import Listing, connected, live_nodes, resources, sigterm_noted
 from nisynth.execution.local import give_up
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
 from nisynth.progress import Observer
@@ -36,15 +37,15 @@ def execute(
     address: a cluster's `host:port` or `auto`; None is RAY_ADDRESS where it is set, as inside a job, else
     a cluster of this machine's own for the time of the run. rules: other limits than the usual ones.
     Raises ConfigError when no cluster answers, what a worker refuses to start with (TeacherError,
-    PlanMismatch), and what the scheduler ends a run with: BudgetExceeded, TaskFailure (the canary),
-    StorageError, Stalled.
+    PlanMismatch), what the scheduler ends a run with (BudgetExceeded, TaskFailure for the canary,
+    StorageError, Stalled), and Stopped after SIGTERM.
     """
     driver = _Driver(config, run, observer, rules)
     if driver.scheduler.done:
         driver.scheduler.check(time.monotonic())
         return 0
-    with connected(address, config.execution):
-        return driver.drive()
+    with connected(address, config.execution), sigterm_noted() as sigterm:
+        return driver.drive(sigterm)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _Driver:
         self._noted_s = time.monotonic()
         self._executed = 0
 
-    def drive(self) -> int:
+    def drive(self, sigterm: Event) -> int:
         """Runs until every task is settled; returns how many tasks the actors committed."""
         self._announce()
         self._actor_class = _actor_class(self._config)
@@ -88,6 +89,8 @@ class _Driver:
             for slot in self._actors:
                 self._start(slot)
             while not self.scheduler.done:
+                if sigterm.is_set():
+                    raise Stopped("stopped by SIGTERM; run again to resume")
                 self.scheduler.check(time.monotonic())
                 self._relist()
                 self._submit()

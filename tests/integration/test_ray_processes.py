@@ -1,0 +1,177 @@
+"""Drivers, actors and nodes that end in the middle of a run: no task is lost, no process left behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nisynth.commits import Run
+from nisynth.commits.audit import verify
+from nisynth.config import RunConfig
+from nisynth.storage import open_store
+from tests.faulty_teacher import tell
+from tests.processes import actors, alive, descendants, kill_9, listening, wait_until
+from tests.tiny import keys, tiny_config
+
+REPO = Path(__file__).resolve().parents[2]
+TASKS = 30
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `nisynth run --executor ray`; whatever of it is left at the end of the test is killed."""
+    started = []
+
+    def start_driver(config: RunConfig, *options: str) -> subprocess.Popen[str]:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config.to_dict()))
+        code = "from nisynth.cli import main; main()"
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "run",
+                path,
+                "--store",
+                tmp_path / "run",
+                "--executor",
+                "ray",
+                *options,
+            ],
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start_driver
+    for process in started:
+        kill_9(descendants(process.pid) if process.poll() is None else set())
+        process.communicate()
+
+
+def commits(folder: Path) -> dict[str, bytes]:
+    store = open_store(str(folder / "run"))
+    return {key: store.get(key) for key in keys(store, "commits/")}
+
+
+def wait_for_commits(folder: Path, process: subprocess.Popen[str], number: int) -> None:
+    def enough() -> bool:
+        assert process.poll() is None, process.communicate()
+        return len(commits(folder)) >= number
+
+    wait_until(enough)
+
+
+def check_whole(folder: Path, tasks: int) -> None:
+    store = open_store(str(folder / "run"))
+    verdict = verify(Run.open(store), deep=True)
+    assert (verdict.checked, verdict.problems) == (tasks, ())
+    assert len(keys(store, "data/")) == tasks
+
+
+def test_kill_9_of_the_driver_and_rerun(tmp_path: Path, start: Start, ray_cluster: str) -> None:
+    config = tiny_config(
+        tmp_path, run={"num_images": 4 * TASKS}, method={"iterations": 12}, execution={"workers": 2}
+    )
+    wanted = random.Random().randrange(1, TASKS // 2)
+    first = start(config, "--address", ray_cluster)
+    wait_for_commits(tmp_path, first, wanted)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_until(lambda: not actors())
+    before = commits(tmp_path)
+    second = start(config, "--address", ray_cluster)
+    out, err = second.communicate(timeout=300)
+    assert second.returncode == 0, err
+    assert f"{TASKS - len(before)} tasks run now" in out
+    after = commits(tmp_path)
+    assert {key: after[key] for key in before} == before
+    check_whole(tmp_path, TASKS)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 7), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_driver_and_its_actors(
+    tmp_path: Path, start: Start, ray_cluster: str, number: signal.Signals, exit_code: int
+) -> None:
+    config = tiny_config(
+        tmp_path, run={"num_images": 4 * TASKS}, method={"iterations": 50}, execution={"workers": 1}
+    )
+    process = start(config, "--address", ray_cluster)
+    wait_for_commits(tmp_path, process, 1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_code, err
+    assert "Traceback" not in err
+    assert number != signal.SIGTERM or "stopped by SIGTERM; run again to resume" in err
+    wait_until(lambda: not actors())
+
+
+def test_a_cluster_of_its_own_listens_on_loopback_only_and_leaves_nothing(
+    tmp_path: Path, start: Start
+) -> None:
+    config = tiny_config(
+        tmp_path,
+        run={"num_images": 4 * TASKS},
+        teacher={"arch": "tests.faulty_teacher:FaultyNet", "kwargs": {"folder": str(tmp_path / "faults")}},
+        execution={"workers": 1},
+    )
+    tell(tmp_path / "faults", "exit-1")
+    process = start(config, "--json")
+    wait_for_commits(tmp_path, process, 1)
+    cluster = descendants(process.pid)
+    addresses = listening(cluster)
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["committed"] == TASKS
+    assert "is gone (worker_died)" in err
+    wait_until(lambda: not alive(cluster))
+    check_whole(tmp_path, TASKS)
+
+
+def test_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so that every node listens on 127.0.0.1
+    for name, value in {
+        "initial_delay_ms": 1000,
+        "period_ms": 500,
+        "timeout_ms": 1000,
+        "failure_threshold": 3,
+    }.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
+    from ray.cluster_utils import Cluster
+
+    config = tiny_config(
+        tmp_path, run={"num_images": 4 * TASKS}, method={"iterations": 50}, execution={"workers": 2}
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        process = start(config, "--address", cluster.address)
+        first = cluster.add_node(num_cpus=1)
+        wait_for_commits(tmp_path, process, 2)
+        cluster.add_node(num_cpus=1)
+        wait_until(lambda: len(actors()) == 2)
+        (raylet,) = first.all_processes["raylet"]
+        kill_9(descendants(raylet.process.pid))
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert "is gone (node_died)" in err
+        assert f"{TASKS} tasks run now" in out
+    finally:
+        cluster.shutdown()
+    check_whole(tmp_path, TASKS)
