@@ -39,11 +39,11 @@ class Teacher:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval().requires_grad_(False)
         passed = _forward(self.network, input_px, self.device)
-        self._tap_sites = find_taps(passed.outputs) if taps is None else name_taps(passed.outputs, taps)
-        self._batch_norm_sites = passed.batch_norms
-        self.taps: tuple[Tap, ...] = tuple(site.tap for site in self._tap_sites)
+        self.tap_sites = find_taps(passed.outputs) if taps is None else name_taps(passed.outputs, taps)
+        self.batch_norm_sites = passed.batch_norms
+        self.taps: tuple[Tap, ...] = tuple(site.tap for site in self.tap_sites)
         self.batch_norms = _check_batch_norms(passed.batch_norms)
-        self.batch_norm_names = tuple(site.name for site in self._batch_norm_sites)
+        self.batch_norm_names = tuple(site.name for site in self.batch_norm_sites)
         self.normalization = normalization
         self.num_classes = passed.logits.shape[1]
         self.classes = _check_classes(tuple(classes), self.num_classes)
@@ -72,13 +72,13 @@ class Teacher:
         Gradient as the caller's context says. A tap that the network overwrites in place later on is
         returned as it was at its point.
         """
-        with reading(self._tap_sites, "output") as values:
+        with reading(self.tap_sites, "output") as values:
             self.network(x)
         return values
 
     def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the logits `(B, C)` and the input of every BatchNorm2d, in the order of `batch_norms`."""
-        with reading(self._batch_norm_sites, "input") as values:
+        with reading(self.batch_norm_sites, "input") as values:
             logits = self.logits(x)
         return logits, values
 
