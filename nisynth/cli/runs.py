@@ -109,7 +109,7 @@ def status(
     """
     opened = Run.open(open_store(url))
     if watch:
-        return COMPLETE if follow(opened, out, every, as_json).complete else PARTIAL
+        return COMPLETE if follow(opened, Console(highlight=False), every, as_json).complete else PARTIAL
     found = read_status(opened)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(found)))

@@ -13,13 +13,15 @@ from rich.text import Text
 from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, UrlArgument, out
 from nisynth.commits import Commit, Run
-from nisynth.commits.logs import TaskLog, quarantine_logs, task_log
+from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, make_observer, printable
+from nisynth.progress.rates import format_failure
 from nisynth.storage import open_store
 
+NOTHING_RECORDED = Failed("unknown", "no failure is recorded")
 CURVE_POINTS = 12
 CURVE_TERMS = 8
 
@@ -91,8 +93,8 @@ def logs(
         out.print_json(json.dumps({"quarantined": document}), ensure_ascii=True)
         return
     for log in quarantined:
-        last = log.failures[-1].line if log.failures else "no failure is recorded"
-        _print(f"task {log.task}: {len(log.failures)} failures, the last {last}")
+        last = log.failures[-1] if log.failures else NOTHING_RECORDED
+        _print(format_failure(log.task, last.kind, last.message))
     end = f"`nisynth logs {url} --task N` shows all of one; mend the cause, then `nisynth retry {url}`"
     _print(end if quarantined else "no task is quarantined")
 
@@ -107,7 +109,7 @@ def _print_task(log: TaskLog) -> None:
     elif log.state == "open":
         _print(f"task {log.task}: not committed, not quarantined yet")
     else:
-        _print(f"task {log.task}: quarantined after {len(log.failures)} failures")
+        _print(f"task {log.task}: quarantined; failures recorded: {len(log.failures)}")
         for number, failure in enumerate(log.failures, 1):
             _print(f"failure {number}, {failure.kind}")
             for line in failure.message.splitlines():
@@ -136,7 +138,7 @@ def _curve_table(curve: list[dict[str, float]]) -> Table:
     """Returns the loss terms at a few iterations, first and last among them."""
     count = min(len(curve), CURVE_POINTS)
     chosen = [curve[i * (len(curve) - 1) // max(count - 1, 1)] for i in range(count)]
-    names = sorted(curve[0], key=lambda name: name != "iteration")[:CURVE_TERMS]
+    names = sorted(curve[0], key=lambda name: (name != "iteration", name != "total"))[:CURVE_TERMS]
     table = Table(box=None)
     for name in names:
         table.add_column(Text(printable(name)), justify="right")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from nisynth.commits import Run
@@ -64,10 +65,11 @@ class _Lines:
 
 
 def _display(found: Status | None, trouble: str) -> Group:
-    lines: list[ProgressBar | Text] = []
-    if found is not None:
-        lines.append(ProgressBar(total=found.planned, completed=found.committed, width=40))
-        lines += [Text(printable(line)) for line in describe(found)]
+    lines = [Text(printable(line)) for line in describe(found)] if found is not None else []
     if trouble:
         lines.append(Text(printable(trouble), style="red"))
-    return Group(*lines)
+    bar = Table.grid(padding=(0, 1))
+    if found is not None:
+        share = found.committed / found.planned
+        bar.add_row(ProgressBar(total=found.planned, completed=found.committed, width=40), f"{share:.0%}")
+    return Group(bar, *lines)

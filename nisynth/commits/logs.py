@@ -22,11 +22,6 @@ class Failed:
     kind: str
     message: str
 
-    @property
-    def line(self) -> str:
-        """The kind and the first line of the message."""
-        return f"{self.kind}: {(self.message.strip().splitlines() or [''])[0]}"
-
 
 DAMAGED = Failed("unknown", "its quarantine record is damaged")
 
