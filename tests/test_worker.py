@@ -78,7 +78,7 @@ def test_order_and_process_do_not_change_a_pixel(tmp_path: Path, format_: str) -
 
 def test_the_last_task_keeps_its_first_rows(tmp_path: Path) -> None:
     whole, _, _ = make(tmp_path, "whole")
-    worker, run, _ = make(tmp_path, "part", run={"num_images": 14})
+    worker, _, _ = make(tmp_path, "part", run={"num_images": 14})
     whole.execute(3, str(uuid4()))
     assert worker.execute(3, str(uuid4())).rows == 2
     all_rows, first_rows = pixels(str(tmp_path / "whole"))[3], pixels(str(tmp_path / "part"))[3]
@@ -89,7 +89,7 @@ def test_the_last_task_keeps_its_first_rows(tmp_path: Path) -> None:
 def test_the_quality_gate_stops_before_anything_is_stored(tmp_path: Path) -> None:
     worker, run, _ = make(tmp_path, execution={"quality_gate": 1.0})
     with pytest.raises(
-        TaskFailure, match=r"under execution.quality_gate 100.0%; check teacher.mean/std"
+        TaskFailure, match=r"under execution\.quality_gate 100\.0%; check teacher\.mean/std"
     ) as caught:
         worker.execute(0, str(uuid4()))
     assert caught.value.kind == "quality_gate"
@@ -115,7 +115,7 @@ def test_whatever_a_network_raises_is_a_failed_task_with_its_traceback(
         raise Odd("strange\nnews")
 
     monkeypatch.setattr(worker.teacher.network, "forward", fails)
-    with pytest.raises(TaskFailure, match="task 2: Odd: strange$") as caught:
+    with pytest.raises(TaskFailure, match=r"task 2: Odd: strange$") as caught:
         worker.execute(2, str(uuid4()))
     assert caught.value.kind == "raised"
     assert "in fails" in caught.value.trace

@@ -1,7 +1,9 @@
 """A small world for tests: a tiny teacher anyone may construct, and runs that take a fraction of a second."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.commits import Commit, Run
+from nisynth.commits.records import shard_key
 from nisynth.config import RunConfig, load_config
 from nisynth.execution.drive import plan_run
 from nisynth.plan import Plan
-from nisynth.shards import encode
+from nisynth.shards import OutputConfig, encode
 from nisynth.storage import Store
 
 
@@ -78,14 +81,11 @@ def fake_batch(plan: Plan, index: int) -> ImageBatch:
 
 def fake_commit(run: Run, index: int, attempt: str, *, put: bool = True) -> Commit:
     """Puts a fake shard of task `index` and returns its commit record, not yet committed."""
-    import hashlib
-
-    from nisynth.commits.records import shard_key
-    from nisynth.shards import OutputConfig
-
     output = OutputConfig(format=run.plan.format)
     data = encode(fake_batch(run.plan, index), output, run.plan.normalization, run.plan.classes)
-    key = run.put_shard(index, attempt, data) if put else shard_key(run.plan.fp12, index, attempt, run.plan.format)
+    key = shard_key(run.plan.fp12, index, attempt, run.plan.format)
+    if put:
+        assert run.put_shard(index, attempt, data) == key
     return Commit(
         task=index,
         attempt=attempt,
@@ -102,8 +102,6 @@ def fake_commit(run: Run, index: int, attempt: str, *, put: bool = True) -> Comm
 
 def commit_all(run: Run, tasks: Any = None) -> dict[int, str]:
     """Commits fake shards of `tasks` (default: all) and returns the winning attempts."""
-    from uuid import uuid4
-
     winners = {}
     for index in range(run.plan.num_tasks) if tasks is None else tasks:
         record = fake_commit(run, index, str(uuid4()))

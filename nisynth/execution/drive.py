@@ -71,12 +71,12 @@ def begin(config: RunConfig, store_url: str) -> Run:
 
 def _executor(name: Executor) -> Any:
     if name == "ray":
-        from nisynth.execution import ray
+        from nisynth.execution.ray import execute as on_ray
 
-        return ray.execute
-    from nisynth.execution import local
+        return on_ray
+    from nisynth.execution.local import execute as in_this_process
 
-    return local.execute
+    return in_this_process
 
 
 def _refuse_missing(joined: Run) -> None:
