@@ -11,7 +11,7 @@ from nisynth.cli.runs import JsonOption, SetOption, out
 from nisynth.config import load_consumer_config
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
-from nisynth.consumers.student import StudentReport
+from nisynth.consumers.student_report import StudentReport
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")

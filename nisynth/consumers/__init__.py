@@ -3,7 +3,8 @@
 A consumer reads images through `nisynth.dataset` alone and knows nothing of what lies behind it.
 
 distill.py         a student learns a teacher's answers; scratch.py: a network learns the labels
-student.py         what the two have in common; ray_train.py: by several workers
+student.py         what the two have in common; student_report.py: what that leaves
+ray_train.py       the same by several workers
 prune.py           filters out, fine-tune, ratio by ratio (Figure 6); prune_report.py: what that leaves
 filters.py         which filters go, and what the network costs after
 evaluate.py        accuracy, confusion, agreement, on real images or a run's

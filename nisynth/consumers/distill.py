@@ -17,12 +17,12 @@ from nisynth.consumers.realset import check_fits
 from nisynth.consumers.student import (
     Job,
     JobConfig,
-    StudentReport,
     base_identity,
     read_test_set,
     run_job,
     student_network,
 )
+from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training import Loss
 from nisynth.dataset import SyntheticDataset, open_dataset
 from nisynth.errors import ConfigError

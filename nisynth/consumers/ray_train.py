@@ -16,7 +16,8 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
 from nisynth.consumers.narration import Say, silent
-from nisynth.consumers.student import Job, JobConfig, StudentReport, train_student
+from nisynth.consumers.student import Job, JobConfig, train_student
+from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training import workers
 from nisynth.errors import ConfigError, NisynthError, Stalled, one_line
 from nisynth.execution import ExecutionConfig

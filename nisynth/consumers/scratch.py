@@ -11,12 +11,12 @@ from nisynth.consumers.narration import Say, silent
 from nisynth.consumers.student import (
     Job,
     JobConfig,
-    StudentReport,
     base_identity,
     read_test_set,
     run_job,
     student_network,
 )
+from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training import TrainConfig, hard_label_loss
 from nisynth.dataset import open_dataset
 

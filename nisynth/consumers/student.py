@@ -4,11 +4,10 @@ What is left at the output URL: `result.json` (written last: with it, the job is
 which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpoint.safetensors`.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,19 +15,19 @@ from torch import nn
 from nisynth import __version__
 from nisynth.batch import Normalization
 from nisynth.consumers.augment import mix
-from nisynth.consumers.checkpoints import Checkpoints, check_identity
+from nisynth.consumers.checkpoints import Checkpoints
 from nisynth.consumers.device import default_device
 from nisynth.consumers.narration import Narration, Say
 from nisynth.consumers.realset import RealSet, check_class_names, load_real_set
+from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
 from nisynth.consumers.training import Loss, TrainConfig, train, workers
 from nisynth.dataset import SyntheticDataset
-from nisynth.errors import ConfigError, DataError
-from nisynth.storage import NotFound, Store, open_store
+from nisynth.errors import ConfigError, one_line
+from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.save import network_bytes
 from nisynth.teachers.trace import first_tensor
 
-RESULT_KEY = "result.json"
 STUDENT_KEY = "student.safetensors"
 CURVE_KEY = "curve.png"
 EVALUATION_BATCH = 500
@@ -74,39 +73,11 @@ class JobConfig:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudentReport:
-    """What `result.json` holds. Accuracies are 0..1, on the real test set; None without one.
-
-    fingerprint, num_images, complete: of the run. identity: all that decides the weights. config: as the
-    user gave it. images_per_s: of the process that finished.
-    """
-
-    kind: Literal["distil", "scratch"]
-    output: str
-    fingerprint: str
-    num_images: int
-    complete: bool
-    student: str
-    num_parameters: int
-    test_accuracy: float | None
-    teacher_accuracy: float | None
-    test_set: str | None
-    num_test_images: int
-    history: list[dict[str, float]]
-    images_per_s: float
-    device: str
-    versions: dict[str, str]
-    identity: dict[str, Any]
-    config: dict[str, Any]
-    schema_version: int = 1
-
-
 @dataclass(frozen=True, eq=False)
 class Job:
     """A training that has been looked at from all sides and may begin."""
 
-    kind: Literal["distil", "scratch"]
+    kind: Kind
     config: JobConfig
     dataset: SyntheticDataset
     network: nn.Module
@@ -122,7 +93,7 @@ Config = TypeVar("Config", bound=JobConfig)
 def run_job(prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say) -> StudentReport:
     """Returns the report of a job: of one done before, or trained in this process or on Ray's workers."""
     job = prepare(config)
-    done = finished(config, job.identity)
+    done = stored_report(open_store(config.output), job.identity)
     if done is not None:
         say(f"{config.output}: done already; nothing to train")
         return done
@@ -139,9 +110,15 @@ def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
     """Returns the student with its initial weights, drawn from the seed. Raises ConfigError."""
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(config.train.seed, "init"))
-        network = build_network(config.student.arch, dataset.num_classes, **config.student.kwargs)
-    with torch.no_grad():
-        logits = first_tensor(network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px)))
+        arguments = {"num_classes": dataset.num_classes, **config.student.kwargs}
+        network = build_network(config.student.arch, **arguments)
+    try:
+        with torch.no_grad():
+            logits = first_tensor(network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px)))
+    except Exception as error:  # the user's network may raise anything
+        raise ConfigError(
+            f"student.arch: {config.student.arch!r} fails on {dataset.input_px} px images ({one_line(error)})"
+        ) from error
     if logits is None or tuple(logits.shape) != (2, dataset.num_classes):
         shape = None if logits is None else tuple(logits.shape)
         raise ConfigError(
@@ -179,25 +156,6 @@ def base_identity(kind: str, config: JobConfig, dataset: SyntheticDataset) -> di
         "student": asdict(config.student),
         "train": asdict(config.train),
     }
-
-
-def finished(config: JobConfig, identity: Mapping[str, Any]) -> StudentReport | None:
-    """Returns the report of a job that is done at the output URL already, None when it is not.
-
-    Raises PlanMismatch when another config's result lies there, DataError when it is damaged.
-    """
-    store = open_store(config.output)
-    where = f"{store.url}/{RESULT_KEY}"
-    try:
-        document = json.loads(store.get(RESULT_KEY))
-        known = {f.name for f in fields(StudentReport)}
-        report = StudentReport(**{name: value for name, value in document.items() if name in known})
-    except NotFound:
-        return None
-    except (ValueError, TypeError, AttributeError):
-        raise DataError(f"{where}: damaged; delete it to train again, or use another output URL") from None
-    check_identity(identity, report.identity, where)
-    return report
 
 
 def train_student(job: Job, say: Say) -> StudentReport | None:
@@ -274,8 +232,8 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
         images_per_s=images_per_s,
         device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
         versions={"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        identity=job.identity,
-        config=asdict(job.config),
+        identity=plain(job.identity),
+        config=plain(asdict(job.config)),
     )
 
 
@@ -299,4 +257,4 @@ def _store_result(job: Job, store: Store, report: StudentReport) -> None:
     else:
         title = f"{report.student} on {report.num_images:,} images of run {report.fingerprint[:12]}"
         store.put(CURVE_KEY, training_curves(report.history, title))
-    store.put(RESULT_KEY, json.dumps(asdict(report), indent=1).encode())
+    store_report(store, report)

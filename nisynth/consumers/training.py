@@ -206,8 +206,7 @@ class _Step:
         self._std = torch.tensor(normalization.std, device=device).view(1, 3, 1, 1)
         network: nn.Module = state.network
         if self._num_workers > 1:
-            # Buffers are equal everywhere already: BatchNorm saw the same global batch.
-            network = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+            network = nn.parallel.DistributedDataParallel(network)
         compiled = device.type == "cuda" if config.compile is None else config.compile
         wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
         self._forward, self._loss, self._prepare = wrap(network), wrap(loss), wrap(self._augmented)

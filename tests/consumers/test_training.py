@@ -1,0 +1,266 @@
+"""The training loop: the recipe by its numbers, one step by hand, and exact continuation."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nisynth.batch import Normalization
+from nisynth.consumers.augment import draw_epoch
+from nisynth.consumers.checkpoints import Checkpoints
+from nisynth.consumers.training import TrainConfig, TrainResult, hard_label_loss, train
+from nisynth.errors import ConfigError, DataError, PlanMismatch
+from nisynth.storage import Store, open_store
+from tests.tiny import TinyNet
+
+REPO = Path(__file__).resolve().parents[2]
+NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SMALL = TrainConfig(epochs=3, batch_size=16, lr=0.05, crop_pad_px=2)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+class WithDropout(nn.Module):
+    """A network that draws random numbers while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.dropout = TinyNet(), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.dropout(x))
+
+
+def images(count: int = 70) -> tuple[Tensor, Tensor]:
+    """Four classes that differ in brightness."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 4
+    noise = torch.randint(0, 128, (count, 3, 16, 16), generator=generator)
+    return (noise + 32 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+
+
+def network(dropout: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    return WithDropout() if dropout else TinyNet()
+
+
+def fit(net: nn.Module, config: TrainConfig = SMALL, **options: Any) -> TrainResult:
+    return train(net, *images(), NORMALIZATION, hard_label_loss, config, device="cpu", **options)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def lasting(history: tuple[dict[str, float], ...]) -> list[dict[str, float]]:
+    """The history without what a clock says."""
+    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in history]
+
+
+def test_the_distillation_recipe_by_its_numbers() -> None:
+    config = TrainConfig()
+    assert (config.epochs, config.batch_size, config.momentum, config.weight_decay) == (200, 128, 0.9, 1e-4)
+    rates = [config.lr_at(epoch) for epoch in (0, 119, 120, 149, 150, 179, 180, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+    assert config.steps_per_epoch(256_000) == 2000
+    assert config.steps_per_epoch(255) == 1
+
+
+def test_the_cosine_and_the_constant_schedule() -> None:
+    cosine = TrainConfig(lr=0.05, schedule="cosine")
+    rates = [cosine.lr_at(epoch) for epoch in (0, 50, 100, 150, 199)]
+    assert rates == pytest.approx([0.05, 0.0426777, 0.025, 0.0073223, 3.0843e-06], rel=1e-4)
+    assert TrainConfig(schedule="constant").lr_at(199) == 0.1
+
+
+def test_it_is_plain_sgd_on_shuffled_batches() -> None:
+    """Two epochs of four batches against torch's own optimizer, by hand."""
+    config = TrainConfig(
+        epochs=2,
+        batch_size=16,
+        lr=0.1,
+        weight_decay=0.01,
+        milestones=(0.5,),
+        crop_pad_px=0,
+        flip=False,
+        seed=5,
+    )
+    ours, theirs = network(), network()
+    fit(ours, config)
+    pixels, labels = images()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    theirs.train()
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = (0.1, 0.1 * 0.1)[epoch]
+        order = draw_epoch(5, epoch, 70, 0, flip=False).order
+        for step in range(4):
+            part = order[16 * step : 16 * step + 16]
+            loss = nn.functional.cross_entropy(
+                theirs((pixels[part].float() / 255 - 0.5) / 0.25), labels[part]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert same(ours, theirs)
+
+
+def test_it_tells_of_steps_and_epochs_and_leaves_nothing_behind() -> None:
+    net, heard, steps = network(), [], []
+
+    def on_epoch(record: Mapping[str, float], trained: nn.Module) -> dict[str, float]:
+        assert trained is net
+        assert not trained.training
+        heard.append(dict(record))
+        return {"test_accuracy": 0.25}
+
+    before = torch.get_rng_state()
+    result = fit(net, on_epoch=on_epoch, on_step=lambda done, total: steps.append((done, total)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not net.training
+    assert steps == [(step, 12) for step in range(1, 13)]
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+    assert [record["test_accuracy"] for record in result.history] == [0.25] * 3
+    assert [{**record, "test_accuracy": 0.25} for record in heard] == list(result.history)
+    assert result.resumed_step == 0
+    assert result.images_per_s > 0
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("killed_at", [1, 4, 7, 11])
+def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, killed_at: int, dropout: bool) -> None:
+    whole, part = network(dropout), network(dropout)
+    uninterrupted = fit(whole)
+    store = open_store(str(tmp_path))
+
+    def stop(done: int, total: int) -> None:
+        if done == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(part, on_step=stop, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+    again = network(dropout)
+    nn.init.zeros_(next(again.parameters()))  # whatever it starts from, the checkpoint decides
+    resumed = fit(again, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+    assert resumed.resumed_step == max(killed_at - 1, 0)
+    if killed_at > 1:
+        assert same(whole, again)
+        assert lasting(resumed.history) == lasting(uninterrupted.history)
+
+
+def test_kill_9_in_the_middle_of_an_epoch_changes_no_bit(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, torch; import tests.consumers.test_training as t\n"
+        "torch.set_num_threads(1)\n"
+        "def stop(done, total):\n"
+        "    if done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "kept = t.Checkpoints(t.open_store(sys.argv[1]), {}, every_s=0)\n"
+        "t.fit(t.network(), on_step=stop, checkpoints=kept)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    whole, again = network(), network()
+    fit(whole)
+    assert fit(again, checkpoints=Checkpoints(open_store(str(tmp_path)), {}, every_s=0)).resumed_step == 5
+    assert same(whole, again)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(open_store(str(tmp_path)), {}, every_s=0)
+    first, second = network(), network()
+    told = fit(first, checkpoints=checkpoints).history
+    result = fit(second, checkpoints=checkpoints)
+    assert (result.resumed_step, result.images_per_s, result.history) == (12, 0.0, told)
+    assert same(first, second)
+
+
+def saved(tmp_path: Path, identity: dict[str, Any]) -> Store:
+    store = open_store(str(tmp_path))
+    fit(network(), TrainConfig(epochs=1, batch_size=70), checkpoints=Checkpoints(store, identity, every_s=0))
+    return store
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_differing_fields(tmp_path: Path) -> None:
+    store = saved(tmp_path, {"train": {"lr": 0.1, "seed": 0}})
+    with pytest.raises(
+        PlanMismatch, match=r"checkpoint.safetensors: of another config: train.lr: 0.1 there, 0.2"
+    ):
+        fit(network(), checkpoints=Checkpoints(store, {"train": {"lr": 0.2, "seed": 0}}))
+
+
+@pytest.mark.parametrize(
+    "ruin",
+    [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"<html>", lambda data: data[:300]],
+    ids=["half", "empty", "html", "header"],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, ruin: Any) -> None:
+    store = saved(tmp_path, {})
+    store.put("checkpoint.safetensors", ruin(store.get("checkpoint.safetensors")))
+    with pytest.raises(DataError, match=r"checkpoint.safetensors: .*delete it to start over"):
+        fit(network(), checkpoints=Checkpoints(store, {}))
+
+
+def test_a_checkpoint_of_another_network_is_one_line(tmp_path: Path) -> None:
+    store = saved(tmp_path, {})
+    with pytest.raises(DataError, match="delete it to start over") as caught:
+        fit(network(dropout=True), checkpoints=Checkpoints(store, {}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
+    data = saved(tmp_path, {"a": 1}).get("checkpoint.safetensors")
+    assert data[8:9] == b"{"
+    assert b"network.stem.0.weight" in data
+    assert b"optimizer.0.momentum_buffer" in data
+
+
+def test_saves_are_as_far_apart_as_asked_for(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    fit(network(), checkpoints=Checkpoints(store, {}, every_s=3600))
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns(precision: Any) -> None:
+    config = TrainConfig(epochs=12, batch_size=16, lr=0.1, crop_pad_px=1, precision=precision)
+    history = fit(network(), config).history
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert history[-1]["train_accuracy"] > 0.8
+
+
+def test_a_loss_that_is_not_finite_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"train.lr: 0.05: the loss is not finite in epoch 1; lower it"):
+        train(
+            network(),
+            *images(),
+            NORMALIZATION,
+            lambda logits, x, y: hard_label_loss(logits, x, y) * float("nan"),
+            SMALL,
+            device="cpu",
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("lr", 0.0),
+        ("momentum", 1.5),
+        ("milestones", (120.0,)),
+        ("seed", -1),
+    ],
+)
+def test_values_that_cannot_be_used_name_their_field(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"train.{field}: "):
+        TrainConfig(**{field: value})
