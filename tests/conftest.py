@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.head import RayHead, start_head
 from tests.servers import WeedServer, start_weed, weed_is_installed
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -43,3 +44,11 @@ def s3_url(s3_server: WeedServer, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return f"{s3_server.url}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def ray_head(s3_server: WeedServer) -> Iterator[RayHead]:
+    """A Ray head with its dashboard, whose machines have what they need to reach the S3 server."""
+    head = start_head(s3_server.environment())
+    yield head
+    head.stop()

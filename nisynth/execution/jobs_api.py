@@ -132,14 +132,14 @@ class JobsApi:
         position = 0
         with _reaching(self.address):
             tail: Any = self._client.tail_job_logs(job_id)
-            async with aclosing(tail) as chunks:
-                async for chunk in self._watched(chunks, job_id):
+            async with aclosing(tail), aclosing(self._watched(tail, job_id)) as chunks:
+                async for chunk in chunks:
                     fresh = chunk[max(0, skip - position) :]
                     position += len(chunk)
                     if fresh:
                         yield fresh
 
-    async def _watched(self, chunks: AsyncIterator[str], job_id: str) -> AsyncIterator[str]:
+    async def _watched(self, chunks: AsyncIterator[str], job_id: str) -> AsyncGenerator[str, None]:
         """Yields the chunks; in every silence, looks whether the cluster still answers."""
         while True:
             chunk = asyncio.ensure_future(anext(chunks))
@@ -150,7 +150,9 @@ class JobsApi:
             except StopAsyncIteration:
                 return
             finally:
-                chunk.cancel()
+                # A generator that is still running could not be closed.
+                if chunk.cancel():
+                    await asyncio.wait({chunk})
 
 
 def _http(address: str) -> str:
@@ -186,7 +188,13 @@ def _reaching(address: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, RayError, aiohttp.ClientError) as error:
-        raise ConnectionLost(f"address {address}: {one_line(error)}") from None
+        raise ConnectionLost(f"address {address}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """Returns the error in a line; the dashboard sends tracebacks, whose last line tells."""
+    lines = [line for line in str(error).splitlines() if line.strip(" .")]
+    return lines[-1][:200] if "Traceback" in str(error) else one_line(error)
 
 
 def _number(details: JobDetails, name: str) -> int:

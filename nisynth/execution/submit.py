@@ -170,6 +170,7 @@ async def _follow(
     failures = 0
     while True:
         try:
+            await asyncio.to_thread(api.info, job_id)  # a cluster without the job is not waited for
             if shown is None:
                 shown = _all_but_the_last_lines(await asyncio.to_thread(api.log, job_id))
             async with aclosing(api.tail(job_id, shown)) as pieces:
