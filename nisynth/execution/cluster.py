@@ -4,6 +4,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 
 from nisynth.commits import Run
@@ -19,6 +20,7 @@ from nisynth.errors import ConfigError, StorageError
 from nisynth.execution import ExecutionConfig
 
 RELIST_S = 30.0
+ANSWER_S = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -37,7 +39,7 @@ def connected(address: str | None, execution: ExecutionConfig) -> Iterator[None]
         if address == "local":
             _start_local(execution)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=_reachable(address), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]
         raise ConfigError(f"address {address!r}: no Ray cluster can be joined there: {line}") from None
@@ -79,16 +81,37 @@ def _say_nothing(*_: object, **__: object) -> None:
     pass
 
 
-def _start_local(execution: ExecutionConfig) -> None:
-    """Starts a cluster of this machine's own that listens on 127.0.0.1 alone.
+def _reachable(address: str) -> str:
+    """Returns `host:port` of a head that answers; Ray itself would try for minutes, line after line."""
+    hint = "give the head's host:port, as `ray start --head` prints it, or send the run with `nisynth submit`"
+    if address == "auto":
+        address = services.get_ray_address_from_environment("auto", None) or "auto"
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise ConfigError(f"address {address!r}: no cluster's address; {hint}")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"address {address!r}: nothing answers there ({error}); {hint}") from None
+    if host in ("127.0.0.1", "localhost"):
+        _stay_on_loopback()
+    return address
 
-    Ray binds its ports to the loopback address only when that is the node's address, and takes it as
-    such only with this switch off, which is how it runs on laptops. The variable is for its processes,
-    the constant for this one, which has read the variable on import.
+
+def _stay_on_loopback() -> None:
+    """Makes Ray take 127.0.0.1 for a node's address, as it does on laptops; else it looks for another.
+
+    Only then does it bind its ports there alone. The variable is for the processes that Ray starts, the
+    constant for this one, which has read the variable on import.
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _start_local(execution: ExecutionConfig) -> None:
+    """Starts a cluster of this machine's own that listens on 127.0.0.1 alone."""
+    _stay_on_loopback()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
         # As many CPUs as the workers ask for, whatever this machine has: the user chose their number.

@@ -8,6 +8,7 @@ dead actors, and not Ray Data, which hides who failed where.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -18,7 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from nisynth import __version__
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import NisynthError, Stopped, StorageError
+from nisynth.errors import NisynthError, Stalled, Stopped, StorageError
 from nisynth.execution.actors import Actor, Progress, Ready, Refusal
 from nisynth.execution.cluster import Listing, connected, live_nodes, resources, sigterm_noted
 from nisynth.execution.local import give_up
@@ -45,7 +46,12 @@ def execute(
         driver.scheduler.check(time.monotonic())
         return 0
     with connected(address, config.execution), sigterm_noted() as sigterm:
-        return driver.drive(sigterm)
+        try:
+            return driver.drive(sigterm)
+        except RayError as error:
+            raise Stalled(
+                f"the connection to the cluster broke: {_line(error)}; run again to resume"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,10 @@ class _Driver:
                 self._give_up()
             self.scheduler.check(time.monotonic())
         finally:
-            for actor in self._actors.values():
-                if actor is not None:
-                    ray.kill(actor)
+            with suppress(RayError):  # without a cluster there is nothing to kill
+                for actor in self._actors.values():
+                    if actor is not None:
+                        ray.kill(actor)
         return self._executed
 
     def _start(self, slot: int) -> None:

@@ -144,27 +144,27 @@ def test_a_cluster_of_its_own_listens_on_loopback_only_and_leaves_nothing(
     check_whole(tmp_path, TASKS)
 
 
-def test_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so that every node listens on 127.0.0.1
-    for name, value in {
-        "initial_delay_ms": 1000,
-        "period_ms": 500,
-        "timeout_ms": 1000,
-        "failure_threshold": 3,
-    }.items():
+    soon = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}
+    for name, value in soon.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     from ray.cluster_utils import Cluster
 
     config = tiny_config(
-        tmp_path, run={"num_images": 4 * TASKS}, method={"iterations": 50}, execution={"workers": 2}
+        tmp_path,
+        run={"num_images": 4 * TASKS},
+        method={"iterations": 50},
+        execution={"workers": 2, "gpus_per_worker": 0.5},
     )
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
+        first = cluster.add_node(num_cpus=1, num_gpus=1)
         process = start(config, "--address", cluster.address)
-        first = cluster.add_node(num_cpus=1)
         wait_for_commits(tmp_path, process, 2)
-        cluster.add_node(num_cpus=1)
+        assert len(actors()) == 1  # the head's CPUs are no place for a worker where there are GPUs
+        cluster.add_node(num_cpus=1, num_gpus=1)
         wait_until(lambda: len(actors()) == 2)
         (raylet,) = first.all_processes["raylet"]
         kill_9(descendants(raylet.process.pid))
