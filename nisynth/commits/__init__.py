@@ -5,7 +5,8 @@ conditional create, after the shard that it describes. Everything else (resume, 
 manifest) is a function of these objects.
 
 `records` the documents and keys; `run` plan, commit, quarantine, resume; `seal` manifest, card and
-`_SUCCESS`; `audit` verify, redo and gc.
+`_SUCCESS`; `audit` verify, redo and gc; `status` how far a run is, and watching it; `logs` what is known
+of a task; `fetch` objects of a store that is not trusted; `pull` a verified local copy.
 """
 
 from nisynth.commits.records import Commit, Outcome, Receipt
