@@ -1,14 +1,19 @@
 """Fixtures that every room's tests share."""
 
+import gc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.head import RayHead, start_head
-from tests.servers import WeedServer, start_weed, weed_is_installed
+from tests.servers import WeedServer, free_port, start_weed, weed_is_installed
+
+if TYPE_CHECKING:
+    from tests.clients import Work
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -52,3 +57,22 @@ def ray_head(s3_server: WeedServer) -> Iterator[RayHead]:
     head = start_head(s3_server.environment())
     yield head
     head.stop()
+
+
+@pytest.fixture
+def ray_client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process may talk to the head, and its environment names another cluster, which must not matter."""
+    for name, value in ray_head.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    yield
+    gc.collect()  # here, where what Ray leaves behind may be warned of
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Work":
+    """A run to submit, of four tasks that take no time."""
+    from tests.clients import make_work
+
+    return make_work(tmp_path, monkeypatch)
