@@ -89,7 +89,8 @@ def _refuse_missing(joined: Run) -> None:
 
 
 def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> RunReport:
-    sealed = seal(joined)
+    # A seal is not made twice: another version of pyarrow would write other bytes for the same manifest.
+    sealed = joined.sealed or seal(joined)
     committed, quarantined = joined.committed(), joined.quarantined()
     planned, allowed = joined.plan.num_tasks, config.execution.max_failed_tasks
     if not sealed and len(quarantined) > allowed:
