@@ -17,6 +17,8 @@ EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usa
 a limit, run again to resume; 70 a bug of nisynth; 75 connection to a job's cluster lost, the job goes on;
 130 Ctrl-C."""
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -39,9 +41,9 @@ def execute(arguments: list[str]) -> int:
 
     try:
         result = app(args=arguments, standalone_mode=False)
+        if result == INTERRUPTED:  # what typer makes of Ctrl-C, in silence
+            return _say("stopped by Ctrl-C; the same command goes on from there", INTERRUPTED)
         return result if isinstance(result, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
-        return _say("stopped by Ctrl-C; run again to resume", 130)
     except typer.TyperException as error:
         return _say(f"error: {error.format_message()}; `nisynth --help` shows the verbs", error.exit_code)
     except NisynthError as error:
