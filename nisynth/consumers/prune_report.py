@@ -64,18 +64,18 @@ def point_name(ratio: float) -> str:
 
 def draw_figure(report: PruneReport) -> bytes:
     """Returns Figure 6 of a sweep as a PNG."""
-    train, points = report.identity["train"], report.points
+    epochs, points = report.identity["train"]["epochs"], report.points
     by = "labels" if report.identity["loss"]["of"] == "labels" else "the teacher's answers"
-    tuned = f"fine-tuned by {by}, {train['epochs']} epochs"
     return pruning_curves(
         [point.ratio for point in points],
         {
-            tuned: [point.accuracy_fine_tuned for point in points],
+            "fine-tuned": [point.accuracy_fine_tuned for point in points],
             "pruned only": [point.accuracy_pruned for point in points],
         },
         report.accuracy,
-        f"{report.teacher} pruned by L1 norm, {report.num_images:,} synthetic images of run"
-        f" {report.fingerprint[:12]}; accuracy on {report.test_split}, N={report.num_test_images:,}",
+        f"{report.teacher} pruned by L1 norm, fine-tuned {epochs} epochs by {by}"
+        f" on {report.num_images:,} synthetic images of run {report.fingerprint[:12]};"
+        f" accuracy on {report.test_split}, N={report.num_test_images:,}",
     )
 
 

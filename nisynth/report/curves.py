@@ -54,7 +54,7 @@ def draw(title: str, x_label: str, panels: Sequence[Panel], *, x_percent: bool =
         if x_percent:
             axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g}%")
             axes.set_xticks(sorted({x for curve in panel.curves for x in curve.x}))
-    figure.suptitle(textwrap.fill(title, 72 * len(panels)), fontsize=11)
+    figure.suptitle(textwrap.fill(title, 58 * len(panels)), fontsize=11)
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
@@ -119,5 +119,6 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.log and values and min(values) > 0 and math.log10(max(values) / min(values)) > 0.5:
         axes.set_yscale("log")
     if len(panel.curves) > 1:
-        # Below the axes, where it can cover no curve.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=9)
+        # Below the axes, where it can cover no curve; a legend wider than they are would shrink them.
+        columns = 3 if max(len(curve.label) for curve in panel.curves) <= 14 else 2
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
