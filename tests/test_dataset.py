@@ -195,6 +195,20 @@ def test_local_runs_keep_no_second_copy(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "xdg").exists()
 
 
+def test_a_run_on_s3_is_cached_where_the_platform_keeps_caches(
+    tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    run = make_run(tmp_path, s3_url)
+    first = open_dataset(s3_url).load()[0]
+    assert len(list((tmp_path / "xdg/nisynth/sha256").glob("*/*"))) == 4
+    for task in range(4):
+        run.store.delete(shard_of(run, task))
+    assert torch.equal(open_dataset(s3_url).load()[0], first)
+    with pytest.raises(DataError, match="is missing"):
+        open_dataset(s3_url, cache_bytes=0).load()
+
+
 def blob(number: int, size: int = 1000) -> tuple[str, bytes]:
     data = bytes([number]) * size
     return hashlib.sha256(data).hexdigest(), data

@@ -102,8 +102,7 @@ def check_teacher(teacher: Teacher, dataset: SyntheticDataset) -> None:
 
 def distillation_loss(teacher: Teacher, config: LossConfig) -> Loss:
     """Returns T² KL(teacher || student) at temperature T, meaned over the batch, plus any hard-label term."""
-    if teacher.device.type == "cuda":
-        teacher.network.to(memory_format=torch.channels_last)
+    teacher.network.to(memory_format=torch.channels_last)  # as the student and its images
     temperature, weight = config.temperature, config.hard_label_weight
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Narration:
         if self._first is None:
             # The first step compiles and warms up; what comes after it tells the pace.
             self._first, self._rate = done, Rate(self._clock)
+            if done > 1:
+                self._line(f"continuing from the checkpoint at step {done - 1:,} of {total:,}")
             return
         if self._clock() < self._next_line_s and done * self._num_epochs % total:
             return

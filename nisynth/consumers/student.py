@@ -192,6 +192,8 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     )
     if workers()[0] != 0:
         return None
+    if job.test is not None and job.teacher is not None:
+        say(f"measuring the teacher on {len(job.test):,} real images")
     history = list(trained.history)
     report = _report(job, history, trained.images_per_s)
     _store_result(job, store, report)

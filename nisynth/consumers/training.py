@@ -132,8 +132,7 @@ def train(
     """
     place = torch.device(device) if device is not None else default_device()
     rank, _ = workers()
-    memory_format = torch.channels_last if place.type == "cuda" else torch.preserve_format
-    network.to(place, memory_format=memory_format)  # type: ignore[call-overload]
+    network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = over_global_batch(network)
     with (
         arithmetic(config.precision, place) as autocast,
@@ -248,7 +247,7 @@ class _Step:
     def _augmented(self, order: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
         images = augment(self._pixels, order, shift_px, flip)
         images = (images.float() / 255.0 - self._mean) / self._std
-        return images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 def _close_epoch(state: TrainState, epoch: int, config: TrainConfig) -> dict[str, float]:

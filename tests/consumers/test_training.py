@@ -95,7 +95,7 @@ def test_it_is_plain_sgd_on_shuffled_batches() -> None:
         flip=False,
         seed=5,
     )
-    ours, theirs = network(), network()
+    ours, theirs = network(), network().to(memory_format=torch.channels_last)
     fit(ours, config)
     pixels, labels = images()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
