@@ -131,7 +131,6 @@ def train(
     a loss that is not finite, too little GPU memory), PlanMismatch, DataError, StorageError.
     """
     place = torch.device(device) if device is not None else default_device()
-    rank, _ = workers()
     network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = over_global_batch(network)
     with (
@@ -139,37 +138,28 @@ def train(
         own_randomness(place),
         gpu_memory(config.batch_size),
     ):
-        optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=place.type == "cuda",
-        )
-        state = TrainState(network, optimizer, torch.zeros(3, dtype=torch.float64, device=place))
-        if checkpoints is not None:
-            checkpoints.load_into(state)
+        state = _begin(network, config, place, checkpoints)
         step = _Step(state, (pixels.to(place), labels.to(place)), normalization, loss, config, autocast)
+        if workers()[0] != 0:
+            on_epoch, on_step, checkpoints = None, None, None
         first, began_s = state.step, time.perf_counter()
-        for epoch in range(state.step // step.per_epoch, config.epochs):
-            epoch_began, epoch_began_s = state.step, time.perf_counter()
+        for epoch in range(first // step.per_epoch, config.epochs):
+            epoch_first, epoch_began_s = state.step, time.perf_counter()
             for _ in step.rest_of_epoch(epoch):
-                if on_step is not None and rank == 0:
+                if on_step is not None:
                     on_step(state.step, step.per_epoch * config.epochs)
-                if checkpoints is not None and rank == 0 and state.step % step.per_epoch:
+                if checkpoints is not None and state.step % step.per_epoch:
                     checkpoints.save_if_due(state)
             record = _close_epoch(state, epoch, config)
-            images = (state.step - epoch_began) * step.batch_size
-            record["images_per_s"] = images / (time.perf_counter() - epoch_began_s)
+            record["images_per_s"] = step.images_per_s(epoch_first, epoch_began_s)
             network.eval()
-            if on_epoch is not None and rank == 0:
+            if on_epoch is not None:
                 record.update(on_epoch(record, network))
-            if checkpoints is not None and rank == 0:
+            if checkpoints is not None:
                 checkpoints.save_if_due(state)
         network.eval()
-    seconds = time.perf_counter() - began_s
-    images = (state.step - first) * step.batch_size
-    return TrainResult(tuple(state.history), images / max(seconds, 1e-9), seconds, first)
+    images_per_s, seconds = step.images_per_s(first, began_s), time.perf_counter() - began_s
+    return TrainResult(tuple(state.history), images_per_s, seconds, first)
 
 
 def workers() -> tuple[int, int]:
@@ -177,6 +167,23 @@ def workers() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def _begin(
+    network: nn.Module, config: TrainConfig, device: torch.device, checkpoints: Checkpoints | None
+) -> TrainState:
+    """Returns the state that the loop starts from: fresh, or as the checkpoint has it."""
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+    state = TrainState(network, optimizer, torch.zeros(3, dtype=torch.float64, device=device))
+    if checkpoints is not None:
+        checkpoints.load_into(state)
+    return state
 
 
 class _Step:
@@ -226,6 +233,11 @@ class _Step:
             self._take(draws, slice(begin, begin + size))
             state.step += 1
             yield
+
+    def images_per_s(self, since_step: int, since_s: float) -> float:
+        """Returns the speed of all workers together since a step, of a moment by `time.perf_counter`."""
+        images = (self._state.step - since_step) * self.batch_size
+        return images / max(time.perf_counter() - since_s, 1e-9)
 
     def _take(self, draws: EpochDraws, part: slice) -> None:
         order = draws.order[part]

@@ -197,7 +197,7 @@ def test_the_same_job_twice_gives_the_same_student_and_trains_once(world: Path, 
 
 
 def test_a_distillation_killed_by_9_ends_with_the_same_student(world: Path, tmp_path: Path) -> None:
-    """The command's process is killed in the middle of its second epoch; then the job's file runs it again."""
+    """The command is killed in the middle of its second epoch; then the job's file runs it again."""
     script = (
         "import os, signal, sys, json; import nisynth.consumers.narration as n\n"
         "from nisynth.cli import execute\n"
