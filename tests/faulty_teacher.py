@@ -1,7 +1,8 @@
 """A tiny teacher that goes wrong when a file in a folder says so, in whatever process it computes.
 
 `folder/exit` makes every process exit; `folder/exit-1`, `folder/exit-2` are two tokens, each taken by one
-process once. Only passes with a gradient to the input go wrong: those of the losses, not those of loading.
+process once. `folder/wait` holds all computing up until the file is gone. Only passes with a gradient to
+the input are meant: those of the losses, not those of loading.
 """
 
 import ctypes
@@ -27,6 +28,8 @@ class FaultyNet(TinyNet):
         return self._go_wrong(logits) if x.requires_grad and torch.is_grad_enabled() else logits
 
     def _go_wrong(self, logits: Tensor) -> Tensor:
+        while (self.faults / "wait").exists():
+            time.sleep(0.02)
         if self._is_told("exit"):
             os._exit(1)
         if self._is_told("sysexit"):

@@ -21,7 +21,7 @@ from tests.processes import actors, alive, descendants, kill_9, listening, wait_
 from tests.tiny import keys, tiny_config
 
 REPO = Path(__file__).resolve().parents[2]
-TASKS = 30
+TASKS = 12
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -35,19 +35,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(config.to_dict()))
         code = "from nisynth.cli import main; main()"
+        arguments = ["run", str(path), "--store", str(tmp_path / "run"), "--executor", "ray", *options]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                code,
-                "run",
-                path,
-                "--store",
-                tmp_path / "run",
-                "--executor",
-                "ray",
-                *options,
-            ],
+            [sys.executable, "-c", code, *arguments],
             env={**os.environ, "PYTHONPATH": str(REPO)},
             cwd=REPO,
             stdout=subprocess.PIPE,
@@ -61,6 +51,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         kill_9(descendants(process.pid) if process.poll() is None else set())
         process.communicate()
+
+
+def faulty_config(folder: Path, **execution: object) -> RunConfig:
+    """Returns the config of a run that `folder/faults` can hold up and break."""
+    return tiny_config(
+        folder,
+        run={"num_images": 4 * TASKS},
+        teacher={"arch": "tests.faulty_teacher:FaultyNet", "kwargs": {"folder": str(folder / "faults")}},
+        execution=execution,
+    )
 
 
 def commits(folder: Path) -> dict[str, bytes]:
@@ -107,11 +107,9 @@ def test_kill_9_of_the_driver_and_rerun(tmp_path: Path, start: Start, ray_cluste
 def test_a_signal_ends_the_driver_and_its_actors(
     tmp_path: Path, start: Start, ray_cluster: str, number: signal.Signals, exit_code: int
 ) -> None:
-    config = tiny_config(
-        tmp_path, run={"num_images": 4 * TASKS}, method={"iterations": 50}, execution={"workers": 1}
-    )
-    process = start(config, "--address", ray_cluster)
-    wait_for_commits(tmp_path, process, 1)
+    tell(tmp_path / "faults", "wait")
+    process = start(faulty_config(tmp_path), "--address", ray_cluster)
+    wait_until(actors)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == exit_code, err
@@ -123,19 +121,14 @@ def test_a_signal_ends_the_driver_and_its_actors(
 def test_a_cluster_of_its_own_listens_on_loopback_only_and_leaves_nothing(
     tmp_path: Path, start: Start
 ) -> None:
-    config = tiny_config(
-        tmp_path,
-        run={"num_images": 4 * TASKS},
-        teacher={"arch": "tests.faulty_teacher:FaultyNet", "kwargs": {"folder": str(tmp_path / "faults")}},
-        execution={"workers": 1},
-    )
-    tell(tmp_path / "faults", "exit-1")
-    process = start(config, "--json")
-    wait_for_commits(tmp_path, process, 1)
+    tell(tmp_path / "faults", "wait", "exit-1")
+    process = start(faulty_config(tmp_path), "--json")
+    wait_until(actors)
     cluster = descendants(process.pid)
     addresses = listening(cluster)
     assert addresses
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    (tmp_path / "faults" / "wait").unlink()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert json.loads(out)["committed"] == TASKS
@@ -152,22 +145,19 @@ def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: p
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     from ray.cluster_utils import Cluster
 
-    config = tiny_config(
-        tmp_path,
-        run={"num_images": 4 * TASKS},
-        method={"iterations": 50},
-        execution={"workers": 2, "gpus_per_worker": 0.5},
-    )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         first = cluster.add_node(num_cpus=1, num_gpus=1)
+        config = faulty_config(tmp_path, workers=2, gpus_per_worker=0.5)
+        tell(tmp_path / "faults", "wait")
         process = start(config, "--address", cluster.address)
-        wait_for_commits(tmp_path, process, 2)
+        wait_until(actors)
         assert len(actors()) == 1  # the head's CPUs are no place for a worker where there are GPUs
         cluster.add_node(num_cpus=1, num_gpus=1)
         wait_until(lambda: len(actors()) == 2)
         (raylet,) = first.all_processes["raylet"]
         kill_9(descendants(raylet.process.pid))
+        (tmp_path / "faults" / "wait").unlink()
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert "is gone (node_died)" in err
