@@ -36,13 +36,14 @@ class Narration:
             if done > 1:
                 self._line(f"continuing from the checkpoint at step {done - 1:,} of {total:,}")
             return
-        if self._clock() < self._next_line_s and done * self._num_epochs % total:
+        ends_epoch = done * self._num_epochs % total == 0
+        if self._clock() < self._next_line_s and not ends_epoch:
             return
         images_per_s = self._rate.per_s((done - self._first) * self._batch_size)
         eta_s = self._rate.eta_s(done - self._first, total - done)
         speed = "" if images_per_s is None else format_rate(images_per_s)
         self._pace = f"{speed}, ETA {'unknown' if eta_s is None else format_seconds(eta_s)}"
-        if self._clock() >= self._next_line_s:
+        if not ends_epoch:  # the epoch's own line follows
             self._line(f"step {done:,} of {total:,}: {self._pace}")
 
     def on_epoch(self, record: Mapping[str, float]) -> None:
@@ -50,7 +51,9 @@ class Narration:
         facts = [f"loss {record['loss']:.4g}", f"train {record['train_accuracy']:.1%}"]
         if "test_accuracy" in record:
             facts.append(f"test {record['test_accuracy']:.2%}")
-        self._line(f"epoch {record['epoch']:.0f} of {self._num_epochs}: {', '.join([*facts, self._pace])}")
+        if self._pace:
+            facts.append(self._pace)
+        self._line(f"epoch {record['epoch']:.0f} of {self._num_epochs}: {', '.join(facts)}")
 
     def _line(self, text: str) -> None:
         self._next_line_s = self._clock() + LINES_EVERY_S

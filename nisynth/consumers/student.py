@@ -45,10 +45,10 @@ class StudentConfig:
 class JobConfig:
     """What every training of a student needs.
 
-    data: the run's URL. output: where the result goes, another URL. test_set: real images to measure
-    on every `evaluate_every` epochs and at the end; nothing is ever selected by it. checkpoint_minutes:
-    between two saves. workers: processes, one GPU each where there are GPUs; above 1 through Ray Train.
-    allow_partial: train on what an incomplete run has committed.
+    data: the run's URL. output: where the result goes, a URL that every worker reaches. test_set: real
+    images to measure on every `evaluate_every` epochs and at the end; nothing is ever selected by it.
+    checkpoint_minutes: between two saves. workers: processes, one GPU each where there are GPUs; above 1
+    through Ray Train. allow_partial: train on what an incomplete run has committed.
     """
 
     data: str = ""
