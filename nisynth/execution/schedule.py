@@ -225,10 +225,10 @@ class Scheduler:
                 f"{failed} tasks failed for good, execution.max_failed_tasks allows {allowed};"
                 " see quarantine/, mend the cause, `nisynth retry` the run and run it again"
             )
-        if len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live):
-            raise StorageError(self._storage_failures[-1])
         if self.done:
             return
+        if len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live):
+            raise StorageError(self._storage_failures[-1])
         if all(slot.given_up for slot in self._slots):
             raise Stalled(f"{self.ledger.num_left} tasks left and every worker given up; {self._last_words}")
         idle_s = now_s - self._progress_s
@@ -269,8 +269,7 @@ class Scheduler:
         return number not in tried or all(n in tried for n, slot in enumerate(self._slots) if slot.live)
 
     def _duplicates(self, now_s: float) -> list[Attempt]:
-        """When the queue is empty: for each idle worker one more attempt at the longest straggler
-        that has not failed yet."""
+        """When the queue is empty: a second attempt, on each idle worker, at a straggler that never failed."""
         idle = [number for number, slot in enumerate(self._slots) if slot.live and not slot.attempts]
         if not idle or not self._durations or next(self.ledger.queue(), None) is not None:
             return []

@@ -188,8 +188,11 @@ def test_workers_that_cannot_start_stall_the_run_with_the_reason(tmp_path) -> No
             ray_executor.execute(config, joined, SilentObserver(), rules=Rules(slot_deaths=2))
 
 
-def test_a_store_that_stops_answering_ends_the_run(tmp_path, s3_url, s3_proxy: FaultProxy) -> None:
-    config = tiny_config(tmp_path, run={"num_images": 4 * 12}, execution={"workers": 2})
+def test_a_store_that_stops_answering_ends_the_run(
+    tmp_path, s3_url, s3_proxy: FaultProxy, monkeypatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "Rules", partial(Rules, storage_failures=2))
+    config = tiny_config(tmp_path, run={"num_images": 4 * 12}, execution={"workers": 1})
     observer = Recorder(
         lambda receipt: s3_proxy.inject(Fault("dropped", verb="PUT", key="data/", times=None))
     )
