@@ -6,9 +6,14 @@ from nisynth.errors import ConfigError
 from nisynth.synthesis import PRESETS, EngineConfig, NaturalInversionConfig, make_synthesizer
 
 
-def test_the_fast_engine_says_that_it_is_not_there(odd_teacher):
-    with pytest.raises(ConfigError, match=r"engine\.name 'fast' .*set engine\.name: plain"):
-        make_synthesizer(NaturalInversionConfig(), EngineConfig(name="fast"), odd_teacher)
+def test_the_engine_is_chosen_by_name(odd_teacher, make_task):
+    config = NaturalInversionConfig(iterations=1, latent_dim=4)
+    plain, fast = (
+        make_synthesizer(config, EngineConfig(name=name, precision="float32"), odd_teacher)
+        for name in ("plain", "fast")
+    )
+    assert "engine" not in plain.synthesize(make_task(2)).figures
+    assert fast.synthesize(make_task(2)).figures["engine"] == "fast, float32"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])

@@ -8,6 +8,7 @@ task; `inversion` is Algorithm 1. Every engine shares all of these and differs o
 
 from nisynth.errors import ConfigError
 from nisynth.synthesis.naturalinversion.config import PRESETS, NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.engine import FastSynthesizer
 from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
 from nisynth.synthesis.protocol import EngineConfig, Synthesizer
 from nisynth.teachers import Teacher
@@ -20,7 +21,7 @@ def make_synthesizer(
 ) -> Synthesizer:
     """Returns the loop that `engine` names. Raises ConfigError when it cannot run as asked."""
     if engine.name == "fast":
-        raise ConfigError("engine.name 'fast' is not available in this version; set engine.name: plain")
+        return FastSynthesizer(config, engine, teacher, log_every=log_every)
     if engine.precision not in ("auto", "float32"):
         raise ConfigError(
             f"engine.precision {engine.precision!r} needs engine.name: fast; "

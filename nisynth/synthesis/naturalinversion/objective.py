@@ -1,14 +1,34 @@
 """What a batch is optimized for, Eq. 8, and which of its iterates becomes the result."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
-from nisynth.synthesis.priors import cross_entropy, feature_distribution, l2, total_variation
-from nisynth.teachers import Teacher
+from nisynth.synthesis.priors import (
+    Moments,
+    biased_moments,
+    cross_entropy,
+    feature_distribution,
+    l2,
+    total_variation,
+)
+
+# In elements: kernels read 16 bytes at once where a tensor begins at such a multiple.
+ALIGNMENT = 64
+
+
+class Observer(Protocol):
+    """A teacher, or what stands for it: its logits, and the inputs of its BatchNorms."""
+
+    @property
+    def batch_norms(self) -> Sequence[nn.BatchNorm2d]:
+        """The layers whose inputs `observe` returns, in its order."""
+
+    def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns logits `(B, C)` and the input of every BatchNorm2d."""
 
 
 class Losses(NamedTuple):
@@ -21,15 +41,22 @@ class Losses(NamedTuple):
     l2: Tensor
 
 
-def losses(config: NaturalInversionConfig, teacher: Teacher, images: Tensor, labels: Tensor) -> Losses:
+def losses(
+    config: NaturalInversionConfig,
+    teacher: Observer,
+    images: Tensor,
+    labels: Tensor,
+    moments: Moments = biased_moments,
+) -> Losses:
     """Returns L_inv (Eq. 8) of normalized `(B, 3, H, W)` images with `(B,)` int64 labels.
 
-    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2.
+    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2. `moments` is how R_BN's mean and
+    variance are computed.
     """
     logits, bn_inputs = teacher.observe(images)
     ce = cross_entropy(logits, labels)
     r_bn = feature_distribution(
-        bn_inputs, teacher.batch_norms, first_bn_multiplier=config.first_bn_multiplier
+        bn_inputs, teacher.batch_norms, first_bn_multiplier=config.first_bn_multiplier, moments=moments
     )
     tv = total_variation(images, rescale=config.rescale_priors)
     norm = l2(images, rescale=config.rescale_priors)
@@ -38,38 +65,56 @@ def losses(config: NaturalInversionConfig, teacher: Teacher, images: Tensor, lab
 
 
 class KeptIterate:
-    """The iterate that will be rendered: one flat copy of theta, chosen without asking the device.
+    """The iterate that will be rendered: one flat copy of theta, chosen without asking a GPU.
 
+    theta moves into one flat tensor, of which its tensors become parts, so that keeping it is one pass.
     With `best` that is the iterate of lowest total loss so far (strictly lower, float32); with `last` the
     latest whose loss was seen. All state stays on the device and is updated in place.
     """
 
     def __init__(self, theta: Sequence[Tensor], select: Literal["best", "last"]) -> None:
         device = theta[0].device
-        self._theta = theta
+        self._theta = _move_into_one(theta)
         self._select = select
-        self._flat = _flatten(theta)
+        self._kept = self._theta.clone()
         self.best_total = torch.full((), torch.inf, device=device)
         self.best_iteration = torch.zeros((), dtype=torch.int64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def see(self, total: Tensor, iteration: int) -> None:
+    def reset(self) -> None:
+        """Forgets every loss, and keeps the present theta."""
+        self._kept.copy_(self._theta)
+        self.best_total.fill_(torch.inf)
+        self.best_iteration.zero_()
+        self.finite.fill_(True)
+
+    @torch.no_grad()
+    def see(self, total: Tensor, iteration: int | Tensor) -> None:
         """Takes note of the loss of the present theta; call it before the optimizer's step."""
         better = total < self.best_total
         torch.where(better, total, self.best_total, out=self.best_total)
-        self.best_iteration.masked_fill_(better, iteration)
+        self.best_iteration.copy_(torch.where(better, iteration, self.best_iteration))
         self.finite.logical_and_(torch.isfinite(total))
-        keep = better if self._select == "best" else torch.ones_like(better)
-        torch.where(keep, _flatten(self._theta), self._flat, out=self._flat)
+        if self._select == "last":
+            self._kept.copy_(self._theta)
+        elif not better.is_cpu:
+            torch.where(better, self._theta, self._kept, out=self._kept)
+        elif better:
+            self._kept.copy_(self._theta)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the kept iterate back into theta, in place."""
-        sizes = [parameter.numel() for parameter in self._theta]
-        for parameter, kept in zip(self._theta, torch.split(self._flat, sizes), strict=True):
-            parameter.copy_(kept.view_as(parameter))
+        self._theta.copy_(self._kept)
 
 
-def _flatten(theta: Sequence[Tensor]) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in theta])
+@torch.no_grad()
+def _move_into_one(theta: Sequence[Tensor]) -> Tensor:
+    """Returns a flat tensor that holds theta's values, and makes each tensor of theta a view of it."""
+    sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in theta]
+    flat = torch.zeros(sum(sizes), dtype=theta[0].dtype, device=theta[0].device)
+    for parameter, part in zip(theta, torch.split(flat, sizes), strict=True):
+        part[: parameter.numel()] = parameter.flatten()
+        parameter.data = part[: parameter.numel()].view(parameter.shape)
+    return flat

@@ -1,0 +1,72 @@
+"""Compiling a step and capturing it as a CUDA graph, and what fits when it does not.
+
+What torch.compile generates is cached on disk, in TORCHINDUCTOR_CACHE_DIR (by default a folder of the user
+under the system's temporary one), so that of the processes on a node only the first pays for it; a node
+without that folder compiles for about a minute.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+WARM_UP_STEPS = 3
+# Each engine of a process compiles the same code for its own teacher and batch size; torch's default is 8.
+COMPILATIONS_PER_PROCESS = 64
+# What other allocations of the process, and fragments between blocks, may take.
+USABLE_MEMORY = 0.85
+
+
+def compiled(function: Function) -> Function:
+    """Returns `function` compiled as one graph for the shapes of its first call, which compiles it."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, COMPILATIONS_PER_PROCESS)
+    faster: Any = torch.compile(function, fullgraph=True, dynamic=False)
+    return cast(Function, faster)
+
+
+def captured(step: Callable[[], None], rewind: Callable[[], object]) -> Callable[[], None]:
+    """Returns what replays one call of `step` on the current CUDA device, as one launch.
+
+    `step` may only read and write tensors that live as long as it does, and must not wait for the device.
+    It runs some times before, on a stream of its own, as lazy initialization and the choice of algorithms
+    cannot be captured; `rewind` is called before each. Its memory is private to the graph.
+    """
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_STEPS):
+            rewind()
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # Another thread of the worker may use the device while it uploads what is done.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
+def fitting_batch_size(too_large: int, run: Callable[[int], None], device: torch.device) -> int | None:
+    """Returns the largest batch that should fit the GPU, from the memory that two small ones take.
+
+    `run(batch_size)` is one uncompiled step. None where even those do not fit.
+    """
+    small, larger = sorted({max(1, too_large // 32), max(2, too_large // 8)})
+    try:
+        few, more = (_peak_bytes(run, size, device) for size in (small, larger))
+    except torch.OutOfMemoryError:
+        return None
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    per_image = max(1.0, (more - few) / (larger - small))
+    fitting = int(small + (USABLE_MEMORY * free - few) / per_image)
+    return max(1, min(fitting, too_large - 1))
+
+
+def _peak_bytes(run: Callable[[int], None], batch_size: int, device: torch.device) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    run(batch_size)
+    return torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,308 @@
+"""Algorithm 1 at the speed of the machine: the plain loop's mathematics, in memory that is set up once.
+
+An `Inversion` holds one batch's weights, latents, labels, jitter table, optimizer state, kept iterate and
+loss log on the device; every task starts by writing its draws into them. A step is the same sequence of
+operations each time and reads where it is from a counter on the device. So on a GPU it is compiled once,
+captured once as a CUDA graph, and replayed, and nothing in the loop waits for the device. Speed itself
+lives next door: `fused` and `activations` (the frozen teacher), `identities` (generator and pyramid),
+`moments` (R_BN), `precision`, `capture`.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nisynth.batch import ImageBatch, Task
+from nisynth.errors import NisynthError, one_line
+from nisynth.synthesis.naturalinversion.capture import captured, compiled, fitting_batch_size
+from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.draws import Draws, draw
+from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.naturalinversion.generator import Generator
+from nisynth.synthesis.naturalinversion.identities import generate, transfer
+from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
+from nisynth.synthesis.naturalinversion.jitter import apply_jitter
+from nisynth.synthesis.naturalinversion.moments import shifted_moments
+from nisynth.synthesis.naturalinversion.objective import KeptIterate, Losses, losses
+from nisynth.synthesis.naturalinversion.outcome import (
+    LossCurve,
+    conclude,
+    is_out_of_memory,
+    out_of_memory,
+    within_memory,
+)
+from nisynth.synthesis.naturalinversion.precision import Precision, resolve
+from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid
+from nisynth.synthesis.naturalinversion.renderer import Renderer
+from nisynth.synthesis.priors import biased_moments
+from nisynth.synthesis.protocol import EngineConfig, StepCallback
+from nisynth.teachers import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """What makes the engine fast. Each can be left out, to measure what it gives."""
+
+    folded: bool = True
+    identities: bool = True
+    moments: bool = True
+    channels_last: bool = True
+    compiled: bool = True
+    captured: bool = True
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Shortcuts":
+        """Returns those that pay on a device of this type: on a CPU, not the last three."""
+        gpu = device.type == "cuda"
+        return cls(channels_last=gpu, compiled=gpu, captured=gpu)
+
+
+class Unserved(Exception):
+    """This machine cannot run the engine's step for this teacher; the plain loop can."""
+
+
+class Inversion:
+    """The inner loop of Algorithm 1 for batches of one size on one device, for one task after another."""
+
+    def __init__(
+        self,
+        config: NaturalInversionConfig,
+        teacher: Teacher,
+        fused: FusedTeacher,
+        batch_size: int,
+        precision: Precision,
+        shortcuts: Shortcuts,
+    ) -> None:
+        device = teacher.device
+        self.batch_size = batch_size
+        self._config, self._fused, self._precision, self._shortcuts = config, fused, precision, shortcuts
+        self._render = Renderer.blank(config, teacher, batch_size, device)
+        self.kept = KeptIterate(list(self._render.parameters()), config.select)
+        # Adam divides by a root of squared gradients: for a scaled loss, only epsilon needs scaling.
+        epsilon, on_gpu = 1e-8 * precision.loss_scale, device.type == "cuda"
+        self._adam = torch.optim.Adam(self._render.adam_groups(), eps=epsilon, fused=True, capturable=on_gpu)
+        self._z = torch.zeros((batch_size, config.latent_dim), device=device)
+        self._y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._y_one_hot = torch.zeros((batch_size, teacher.num_classes), device=device)
+        self._jitter = torch.zeros((config.iterations, 2, 3), dtype=torch.int64, device=device)
+        self._epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self._log = torch.zeros((config.iterations, len(Losses._fields)), device=device)
+        self._loss = compiled(self._evaluate) if shortcuts.compiled else self._evaluate
+        self.step = self._advance
+
+    def begin(self, draws: Draws, labels: Tensor) -> None:
+        """Writes a task's start over whatever was there before: Algorithm 1, lines 2 and 3."""
+        self._render.load_state_dict(draws.weights)
+        self._z.copy_(draws.z)
+        self._y.copy_(labels)
+        self._y_one_hot.copy_(F.one_hot(labels, self._y_one_hot.shape[1]))
+        self._jitter.copy_(draws.jitter)
+        self._epoch.zero_()
+        self.kept.reset()
+        for state in self._adam.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns theta_G, theta_P and alpha, with the gradients of the latest step."""
+        return list(self._render.parameters())
+
+    def prepare(self) -> None:
+        """Compiles and captures `step`, as far as asked. What has begun must begin again after it."""
+        if self._shortcuts.captured:
+            self.step = captured(self._advance, rewind=self._epoch.zero_)
+        elif self._shortcuts.compiled:
+            self._advance()
+
+    def losses_at(self, iteration: int) -> Losses:
+        """Returns the loss terms of an iteration that is done, counted from 1."""
+        return Losses(*self._log[iteration - 1].unbind())
+
+    def render(self) -> Tensor:
+        """Returns the kept iterate's images, in float32 and without jitter: line 14."""
+        self.kept.restore()
+        with torch.no_grad():
+            i_hat: Tensor = self._render(self._z, self._y_one_hot)
+        return i_hat
+
+    def _advance(self) -> None:
+        jitter_1, jitter_2 = self._jitter.index_select(0, self._epoch.view(1))[0]
+        loss = self._loss(jitter_1, jitter_2)  # lines 5-9
+        self.kept.see(loss.total.detach(), self._epoch + 1)
+        self._log.index_copy_(0, self._epoch.view(1), torch.stack(loss).detach()[None])
+        self._adam.zero_grad()
+        torch.autograd.backward(loss.total * self._precision.loss_scale)
+        self._adam.step()  # lines 10-12
+        self._epoch += 1
+
+    def _evaluate(self, jitter_1: Tensor, jitter_2: Tensor) -> Losses:
+        render, shortcuts, autocast = self._render, self._shortcuts, self._precision.autocast
+        with autocast(self._z.device):
+            g = generate if shortcuts.identities else Generator.forward
+            x_hat = g(render.generator, self._z, self._y_one_hot)  # line 5
+        x_hat = apply_jitter(x_hat.float(), jitter_1)
+        with autocast(self._z.device):
+            p = transfer if shortcuts.identities else FeatureTransferPyramid.forward
+            m_l = p(render.pyramid, self._features(x_hat))  # line 6
+        i_hat = render.scaling(render.pyramid.join(x_hat, m_l.float()))  # lines 7 and 8
+        i_hat = apply_jitter(i_hat, jitter_2)
+        with autocast(self._z.device):
+            moments = shifted_moments if shortcuts.moments else biased_moments
+            return losses(self._config, self._fused, i_hat, self._y, moments)  # line 9
+
+    def _features(self, x_hat: Tensor) -> list[Tensor]:
+        with torch.set_grad_enabled(self._config.feature_gradient):
+            return self._fused.features(x_hat)
+
+
+class FastSynthesizer:
+    """Runs Algorithm 1 for one task after another in one long-lived Inversion.
+
+    notes: one line for each thing that this machine or teacher cannot have; `figures["engine"]` of a batch
+    says how it was made. Raises ConfigError when the device lacks the precision that is asked for.
+    """
+
+    def __init__(
+        self,
+        config: NaturalInversionConfig,
+        engine: EngineConfig,
+        teacher: Teacher,
+        *,
+        log_every: int = 50,
+        shortcuts: Shortcuts | None = None,
+    ) -> None:
+        self.notes: list[str] = []
+        self.prepared_s = 0.0
+        self._config = config
+        self._teacher = teacher
+        self._log_every = log_every
+        self._precision = resolve(engine.precision, teacher.device)
+        self._shortcuts = shortcuts or Shortcuts.on(teacher.device)
+        self._plain = PlainSynthesizer(config, teacher, log_every=log_every)
+        self._fused = self._fuse()
+        self._inversion: Inversion | None = None
+
+    def synthesize(self, task: Task, on_step: StepCallback | None = None) -> ImageBatch:
+        """Returns the task's full batch, `(B, 3, H, W)` float32, normalized, on the CPU.
+
+        On a GPU, the first batch of a size compiles and captures before it starts, which takes about a
+        minute. Raises TaskFailure: `not_finite` when a loss or an image is, `out_of_memory`.
+        """
+        if self._fused is None:
+            batch = self._plain.synthesize(task, on_step)
+            batch.figures["engine"] = self.describe()
+            return batch
+        try:
+            with self._precision.arithmetic(self._teacher.device):
+                done = within_memory(lambda: self._invert(task, on_step))
+                if done is None:
+                    self._inversion = None
+                    raise out_of_memory(task, self._teacher.device, self._fitting(task))
+                return done
+        except Unserved:
+            self._fused = None
+        return self.synthesize(task, on_step)
+
+    def describe(self) -> str:
+        """Returns how tasks are run, such as `fast, bfloat16, compiled, CUDA graph`."""
+        if self._fused is None:
+            return "plain, float32"
+        made = ("compiled" * self._shortcuts.compiled, "CUDA graph" * self._shortcuts.captured)
+        return ", ".join(["fast", self._precision.name, *filter(None, made)])
+
+    def _invert(self, task: Task, on_step: StepCallback | None) -> ImageBatch:
+        config = self._config
+        inversion = self._begin(task)  # lines 2 and 3
+        curve = LossCurve(config.iterations, self._log_every, on_step)
+        for epoch in range(1, config.iterations + 1):  # line 4
+            inversion.step()  # lines 5-12
+            if on_step is not None and curve.wants(epoch):
+                curve.add(epoch, inversion.losses_at(epoch))  # for a listener alone, wait for the device
+        if on_step is None:
+            for epoch in filter(curve.wants, range(1, config.iterations + 1)):
+                curve.add(epoch, inversion.losses_at(epoch))
+        i_hat = inversion.render()  # line 14
+        return conclude(task, i_hat, inversion.kept, curve, self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"engine": self.describe()}
+        if self._teacher.device.type == "cuda":
+            figures["gpu_memory_bytes"] = torch.cuda.max_memory_reserved(self._teacher.device)
+        return figures
+
+    def _begin(self, task: Task) -> Inversion:
+        """Returns the Inversion of the task's batch size, at the task's start. Raises Unserved."""
+        draws = draw(task, self._config, self._teacher)
+        labels = torch.from_numpy(task.labels.copy())
+        if self._inversion is None or self._inversion.batch_size != len(labels):
+            self._inversion = None  # frees the memory of another batch size first
+            self._inversion = self._prepare(draws, labels)
+        self._inversion.begin(draws, labels)
+        return self._inversion
+
+    def _prepare(self, draws: Draws, labels: Tensor) -> Inversion:
+        start = time.perf_counter()
+        while True:
+            try:
+                inversion = self._build(len(labels), self._shortcuts)
+                inversion.begin(draws, labels)
+                inversion.prepare()
+            except Exception as error:  # compilers and drivers may raise anything
+                if isinstance(error, NisynthError) or is_out_of_memory(error):
+                    raise
+                self._do_without(error)
+                continue
+            self.prepared_s = time.perf_counter() - start
+            return inversion
+
+    def _do_without(self, error: Exception) -> None:
+        """Leaves out what may have failed. Raises Unserved when nothing is left to leave out."""
+        compiled, graph = self._shortcuts.compiled, self._shortcuts.captured
+        if not compiled and not graph:
+            self._note(f"its step failed ({one_line(error)}); tasks run in the plain loop")
+            raise Unserved from error
+        self._shortcuts = replace(self._shortcuts, compiled=False, captured=graph and compiled)
+        what = "torch.compile" if compiled else "the CUDA graph"
+        self._note(f"{what} failed ({one_line(error)}); it runs without")
+
+    def _build(self, batch_size: int, shortcuts: Shortcuts) -> Inversion:
+        assert self._fused is not None
+        return Inversion(self._config, self._teacher, self._fused, batch_size, self._precision, shortcuts)
+
+    def _fuse(self) -> FusedTeacher | None:
+        try:
+            with self._precision.arithmetic(self._teacher.device):
+                return FusedTeacher(
+                    self._teacher,
+                    self._precision.dtype,
+                    torch.channels_last if self._shortcuts.channels_last else torch.contiguous_format,
+                    folded=self._shortcuts.folded,
+                    differentiable=self._config.feature_gradient,
+                )
+        except Untraceable as reason:
+            self._note(f"{reason}; tasks run in the plain loop")
+            return None
+
+    def _fitting(self, task: Task) -> int | None:
+        """Returns the largest batch that should fit; None where it cannot be told (on a CPU)."""
+        if self._teacher.device.type != "cuda":
+            return None
+
+        def run(batch_size: int) -> None:
+            part = replace(task, labels=task.labels[:batch_size], rows=batch_size)
+            inversion = self._build(batch_size, replace(self._shortcuts, compiled=False, captured=False))
+            inversion.begin(draw(part, self._config, self._teacher), torch.from_numpy(part.labels.copy()))
+            inversion.step()
+
+        return fitting_batch_size(len(task.labels), run, self._teacher.device)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(f"engine.name fast: {text}")
+        logger.warning(self.notes[-1])

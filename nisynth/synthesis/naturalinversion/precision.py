@@ -1,0 +1,105 @@
+"""Which arithmetic a device is asked to compute in, and whether it can.
+
+Statistics, norms, softmax, the head, the optimizer and the rendering of the result are float32 in each.
+`float32` is IEEE throughout; `tf32` rounds the factors of convolutions to TF32; `bfloat16` and `float16`
+run convolutions and what lies between them in 16 bits, through autocast.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nisynth.errors import ConfigError
+
+# Gradients of single pixels are near 1e-6, below float16's normal range; scaled by this they are not.
+FLOAT16_LOSS_SCALE = 4096.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision that its device can do. `loss_scale` multiplies the loss before the backward pass."""
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    loss_scale: float = 1.0
+
+    @contextmanager
+    def arithmetic(self, device: torch.device) -> Iterator[None]:
+        """Runs its block on `device` with this float32 arithmetic, and restores the settings after.
+
+        Matrix products stay IEEE float32 with `tf32` too: the compiler of torch 2.11 refuses to work where
+        theirs has been changed by the one interface that torch does not call deprecated.
+        """
+        # mypy does not see the members that this module defines by other means.
+        backends: Any = torch.backends
+        float32_of = [backends.cudnn.conv, backends.mkldnn.conv, backends.cuda.matmul, backends.mkldnn.matmul]
+        before = [setting.fp32_precision for setting in float32_of]
+        benchmark = backends.cudnn.benchmark
+        with ExitStack() as restore:
+            if device.type == "cuda":
+                restore.enter_context(torch.cuda.device(device))
+            try:
+                for setting in float32_of:
+                    setting.fp32_precision = "ieee"
+                if self.name == "tf32":
+                    backends.cudnn.conv.fp32_precision = "tf32"
+                backends.cudnn.benchmark = True
+                yield
+            finally:
+                for setting, precision in zip(float32_of, before, strict=True):
+                    setting.fp32_precision = precision
+                backends.cudnn.benchmark = benchmark
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns the context in which convolutions and linear layers run in `dtype`."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+FLOAT32 = Precision("float32")
+_ALL = {
+    "float32": FLOAT32,
+    "tf32": Precision("tf32"),
+    "bfloat16": Precision("bfloat16", torch.bfloat16),
+    "float16": Precision("float16", torch.float16, FLOAT16_LOSS_SCALE),
+}
+
+
+def resolve(asked: str, device: torch.device) -> Precision:
+    """Returns the precision that `engine.precision` names on this device.
+
+    `auto` is bfloat16 where the device has units for it, else float32. Raises ConfigError, which says what
+    would work, where the device lacks what is asked for.
+    """
+    able = _on_cuda(device) if device.type == "cuda" else _on_cpu()
+    if asked == "auto":
+        return _ALL["bfloat16" if "bfloat16" in able else "float32"]
+    if asked not in able:
+        raise ConfigError(
+            f"engine.precision {asked!r}: {_name(device)} has no units for it; "
+            f"set engine.precision to auto or {' or '.join(able)}"
+        )
+    return _ALL[asked]
+
+
+def _on_cuda(device: torch.device) -> list[str]:
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return ["bfloat16", "float16", "tf32", "float32"]
+    return ["float16", "float32"] if capability >= (7, 0) else ["float32"]
+
+
+def _on_cpu() -> list[str]:
+    # torch has no public question for these. float16 on a CPU is emulated, and slower than float32.
+    cpu: Any = torch.cpu
+    bfloat16 = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return ["bfloat16", "float32"] if bfloat16 else ["float32"]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+    return "this CPU"
