@@ -269,7 +269,7 @@ class Scheduler:
         return number not in tried or all(n in tried for n, slot in enumerate(self._slots) if slot.live)
 
     def _duplicates(self, now_s: float) -> list[Attempt]:
-        """When the queue is empty: a second attempt, on each idle worker, at a straggler that never failed."""
+        """When the queue is empty: a second attempt, on an idle worker, at a straggler that never failed."""
         idle = [number for number, slot in enumerate(self._slots) if slot.live and not slot.attempts]
         if not idle or not self._durations or next(self.ledger.queue(), None) is not None:
             return []
