@@ -87,6 +87,7 @@ def start_head(environment: dict[str, str]) -> RayHead:
         "port": free_port(),
         "dashboard-host": "127.0.0.1",
         "dashboard-port": port,
+        "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
         "dashboard-agent-grpc-port": free_port(),
         "num-cpus": 4,
@@ -99,6 +100,8 @@ def start_head(environment: dict[str, str]) -> RayHead:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Idle workers would take the time of those that work.
+        "RAY_prestart_worker_first_driver": "0",
         # Only so does every part of Ray listen on the loopback address alone.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "AUTOSCALER_METRIC_PORT": str(free_port()),

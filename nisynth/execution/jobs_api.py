@@ -164,14 +164,14 @@ def _http(address: str) -> str:
 
 def _token() -> dict[str, str]:
     """Returns the header with the cluster's token, from the places that Ray documents, in their order."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
         with suppress(OSError):
-            token = (Path(path) if path else Path.home() / ".ray" / "auth_token").read_text()
-    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+            token = (Path(path) if path else Path.home() / ".ray" / "auth_token").read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 @contextmanager
