@@ -50,7 +50,7 @@ def execute(arguments: list[str]) -> int:
         return _say(f"error: {error}", error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE  # never 0: what it was about to say may not have been good
     except Exception:
         traceback.print_exc()
         return _say("that was a bug of nisynth, please report it with the lines above; nothing is lost", 70)
