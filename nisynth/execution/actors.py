@@ -74,10 +74,8 @@ class Actor:
         """Returns the receipt of one attempt, or why it failed."""
         assert self._worker is not None, "the driver submits tasks after start() has returned"
         try:
-            done = self._worker.run.read(task)
-            if done is not None:
-                return Receipt(task, attempt, "other", done.rows, {}, done.figures, self._worker.name)
-            return self._worker.execute(task, attempt, lambda *step: self._on_step(task, *step))
+            done = self._worker.committed_before(task, attempt)
+            return done or self._worker.execute(task, attempt, lambda *step: self._on_step(task, *step))
         except TaskFailure as failure:
             message = f"{failure}\n{failure.trace}" if failure.trace else str(failure)
             return Refusal(failure.kind, message)

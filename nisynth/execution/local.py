@@ -65,7 +65,8 @@ def _attempt(attempt: Attempt, worker: Worker, scheduler: Scheduler, run: Run, o
         observer.step(attempt.task, iteration, iterations, losses)
 
     try:
-        receipt = worker.execute(attempt.task, attempt.id, on_step)
+        receipt = worker.committed_before(attempt.task, attempt.id)
+        receipt = receipt or worker.execute(attempt.task, attempt.id, on_step)
     except TaskFailure as failure:
         message = f"{failure}\n{failure.trace}" if failure.trace else str(failure)
         scheduler.failed(attempt, failure.kind, message, time.monotonic())
@@ -80,7 +81,7 @@ def _attempt(attempt: Attempt, worker: Worker, scheduler: Scheduler, run: Run, o
         )
         _relist(scheduler, run)
         return False
-    scheduler.finished(attempt, receipt.seconds["synthesize"], time.monotonic())
+    scheduler.finished(attempt, receipt.seconds.get("synthesize"), time.monotonic())
     observer.task_done(receipt)
     return outcome == "mine"
 
