@@ -15,6 +15,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
+chaos: install
+	$(BIN)/python -m tests.chaos
+
 check: static test
 
 static: install
