@@ -40,7 +40,7 @@ def s3(s3_server: WeedServer) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def report(ray_cluster: str, s3: str) -> RunReport:
     """The demo's run, half as large, by two Ray actors on S3."""
-    config = load_config("demo", [f"run.num_images={IMAGES}", "method.iterations=100"])
+    config = load_config("demo", [f"run.num_images={IMAGES}"])
     return run(config, f"{s3}/run", executor="ray", address=ray_cluster)
 
 
