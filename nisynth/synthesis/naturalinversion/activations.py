@@ -81,12 +81,17 @@ def _is_add(node: Any) -> bool:
 
 
 def _is_lone_convolution(traced: fx.GraphModule, node: Any) -> bool:
-    """Whether this is a convolution with zero padding whose output nothing else reads."""
+    """Whether this is a convolution whose output nothing else reads, of a shape that cuDNN fuses.
+
+    That is: no groups, and channels that fill the 16 bytes which its 16-bit kernels read at once.
+    """
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) > 1:
         return False
     conv = traced.get_submodule(str(node.target))
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and conv.bias is not None
+    if type(conv) is not nn.Conv2d or conv.bias is None or conv.padding_mode != "zeros":
+        return False
+    aligned = conv.in_channels % 8 == 0 and conv.out_channels % 8 == 0
+    return aligned and conv.groups == 1 and not isinstance(conv.padding, str)
 
 
 def _replace(traced: fx.GraphModule, relu: fx.Node, conv_node: fx.Node, call: Any, *others: fx.Node) -> None:

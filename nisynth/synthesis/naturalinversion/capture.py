@@ -59,9 +59,11 @@ def fitting_batch_size(too_large: int, run: Callable[[int], None], device: torch
         few, more = (_peak_bytes(run, size, device) for size in (small, larger))
     except torch.OutOfMemoryError:
         return None
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+    usable = USABLE_MEMORY * min(free + torch.cuda.memory_reserved(device), allowed)
     per_image = max(1.0, (more - few) / (larger - small))
-    fitting = int(small + (USABLE_MEMORY * free - few) / per_image)
+    fitting = int(small + (usable - few) / per_image)
     return max(1, min(fitting, too_large - 1))
 
 

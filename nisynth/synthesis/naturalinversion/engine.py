@@ -5,12 +5,12 @@ loss log on the device; every task starts by writing its draws into them. A step
 operations each time and reads where it is from a counter on the device. So on a GPU it is compiled once,
 captured once as a CUDA graph, and replayed, and nothing in the loop waits for the device. Speed itself
 lives next door: `fused` and `activations` (the frozen teacher), `identities` (generator and pyramid),
-`moments` (R_BN), `precision`, `capture`.
+`moments` (R_BN), `precision`, `capture`; `shortcuts` names each.
 """
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,29 +39,12 @@ from nisynth.synthesis.naturalinversion.outcome import (
 from nisynth.synthesis.naturalinversion.precision import Precision, resolve
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid
 from nisynth.synthesis.naturalinversion.renderer import Renderer
+from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.synthesis.priors import biased_moments
 from nisynth.synthesis.protocol import EngineConfig, StepCallback
 from nisynth.teachers import Teacher
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortcuts:
-    """What makes the engine fast. Each can be left out, to measure what it gives."""
-
-    folded: bool = True
-    identities: bool = True
-    moments: bool = True
-    channels_last: bool = True
-    compiled: bool = True
-    captured: bool = True
-
-    @classmethod
-    def on(cls, device: torch.device) -> "Shortcuts":
-        """Returns those that pay on a device of this type: on a CPU, not the last three."""
-        gpu = device.type == "cuda"
-        return cls(channels_last=gpu, compiled=gpu, captured=gpu)
 
 
 class Unserved(Exception):
@@ -277,14 +260,14 @@ class FastSynthesizer:
         return Inversion(self._config, self._teacher, self._fused, batch_size, self._precision, shortcuts)
 
     def _fuse(self) -> FusedTeacher | None:
+        shortcuts, dtype = self._shortcuts, self._precision.dtype
+        layout = torch.channels_last if shortcuts.channels_last else torch.contiguous_format
+        # cuDNN's fused calls have no gradient, and pay in 16 bits only.
+        activations = shortcuts.activations and not self._config.feature_gradient and dtype != torch.float32
         try:
             with self._precision.arithmetic(self._teacher.device):
                 return FusedTeacher(
-                    self._teacher,
-                    self._precision.dtype,
-                    torch.channels_last if self._shortcuts.channels_last else torch.contiguous_format,
-                    folded=self._shortcuts.folded,
-                    differentiable=self._config.feature_gradient,
+                    self._teacher, dtype, layout, folded=shortcuts.folded, activations=activations
                 )
         except Untraceable as reason:
             self._note(f"{reason}; tasks run in the plain loop")

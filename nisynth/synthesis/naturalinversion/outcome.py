@@ -77,11 +77,16 @@ def within_memory(run: Callable[[], ImageBatch]) -> ImageBatch | None:
         return None
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Says whether an allocator, on the device or on the host, raised this."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an allocator, on the device or on the host, raised this, or what this came of.
+
+    (The end of a capture that ran out of memory raises an error of its own.)
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_ERRORS)
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_ERRORS):
+        return True
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def out_of_memory(task: Task, device: torch.device, fitting: int | None = None) -> TaskFailure:

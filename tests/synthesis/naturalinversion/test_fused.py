@@ -106,7 +106,7 @@ def test_without_folding_nothing_changes_but_the_hooks(odd_teacher):
 
 def test_gradients_reach_the_image_and_no_weight(odd_teacher):
     x = images().requires_grad_()
-    fused = FusedTeacher(odd_teacher, differentiable=True)
+    fused = FusedTeacher(odd_teacher)
     for graph, own in ((fused.features, odd_teacher.features), (fused.observe, odd_teacher.observe)):
         flat = [torch.utils._pytree.tree_leaves(f(x)) for f in (graph, own)]
         given, wanted = (torch.autograd.grad(sum((t**2).sum() for t in part), x)[0] for part in flat)
@@ -120,6 +120,13 @@ def test_sixteen_bit_weights_are_a_copy(odd_teacher, memory_format):
     with torch.autocast("cpu", torch.bfloat16):
         assert_stands_for_roughly(fused, odd_teacher)
     assert all(p.dtype == torch.float32 for p in odd_teacher.network.parameters())
+
+
+def test_fused_activations_give_the_same_features(shipped_teacher):
+    fused = FusedTeacher(shipped_teacher, activations=True)
+    assert_stands_for(fused, shipped_teacher)
+    count = operations(lambda: fused.features(images(32)))
+    assert count["conv_relu"] + count["conv_add_relu"] == 18  # of 19 ReLUs: the stem has 3 channels
 
 
 def assert_stands_for_roughly(fused, teacher):
@@ -266,7 +273,7 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
         self.relu = nn.ReLU()
 
     def forward(self, x):
@@ -281,7 +288,7 @@ class Residual(nn.Module):
 def test_activations_move_into_their_convolutions():
     network = Residual().requires_grad_(False)
     traced = fx.symbolic_trace(network)
-    x = torch.randn((2, 4, 6, 6), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((2, 8, 6, 6), generator=torch.Generator().manual_seed(0))
     expected = network(x)
     fuse_activations(traced)
     torch.testing.assert_close(traced(x), expected)

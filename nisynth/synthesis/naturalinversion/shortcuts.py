@@ -1,0 +1,37 @@
+"""What makes the engine fast, each by name: to leave one out is to measure what it gives."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """Which of them an engine takes.
+
+    folded: the feature pass without BatchNorms, ended at the deepest tap (`fused`).
+    activations: its ReLUs and residual sums inside cuDNN's convolutions (`activations`), in 16 bits.
+    identities: generator and pyramid rewritten (`identities`).
+    moments: R_BN's statistics in one pass (`moments`).
+    channels_last: the teacher's weights and activations laid out with the channels innermost.
+    compiled: torch.compile of everything up to the loss, with its backward pass.
+    captured: the whole step as one CUDA graph.
+    """
+
+    folded: bool = True
+    activations: bool = True
+    identities: bool = True
+    moments: bool = True
+    channels_last: bool = True
+    compiled: bool = True
+    captured: bool = True
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Shortcuts":
+        """Returns those that pay on a device of this type.
+
+        On a CPU, torch.compile gains less in a run than the minutes that it costs, and channels_last
+        gains nothing without it.
+        """
+        gpu = device.type == "cuda"
+        return cls(activations=gpu, channels_last=gpu, compiled=gpu, captured=gpu)

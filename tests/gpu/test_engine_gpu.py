@@ -1,0 +1,132 @@
+"""The engine on a real GPU: what it computes, that nothing waits, and what it says when it cannot.
+
+`pytest tests/gpu --confcutdir=tests/gpu` runs these where only torch is installed.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from nisynth.batch import Task
+from nisynth.errors import TaskFailure
+from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis.naturalinversion.draws import draw
+from nisynth.synthesis.naturalinversion.engine import FastSynthesizer, Inversion
+from nisynth.synthesis.naturalinversion.fused import FusedTeacher
+from nisynth.synthesis.naturalinversion.precision import FLOAT32, resolve
+from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
+from nisynth.teachers import load_teacher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+EAGER = Shortcuts(compiled=False, captured=False)
+CAPTURED = Shortcuts(compiled=False)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher(arch="resnet20", device="cuda")
+
+
+def task(batch_size=16, index=0):
+    labels = np.arange(batch_size, dtype=np.int64) % 10
+    return Task(index=index, seed=index + 1, labels=labels, rows=batch_size)
+
+
+def fast(teacher, shortcuts=None, precision="float32", iterations=5, **options):
+    config = NaturalInversionConfig(iterations=iterations, **options)
+    engine = EngineConfig(name="fast", precision=precision)
+    return FastSynthesizer(config, engine, teacher, log_every=1, shortcuts=shortcuts)
+
+
+def totals(batch):
+    return [point["total"] for point in batch.curve]
+
+
+@pytest.mark.parametrize("shortcuts", [EAGER, CAPTURED, None], ids=["eager", "captured", "compiled"])
+def test_float32_follows_the_plain_loop(teacher, shortcuts):
+    plain = make_synthesizer(NaturalInversionConfig(iterations=5), EngineConfig(), teacher, log_every=1)
+    engine = fast(teacher, shortcuts)
+    expected, batch = plain.synthesize(task()), engine.synthesize(task())
+    assert engine.notes == []
+    assert totals(batch)[0] == pytest.approx(totals(expected)[0], rel=1e-5)
+    assert totals(batch) == pytest.approx(totals(expected), rel=2e-2)
+    assert float((batch.images - expected.images).norm() / expected.images.norm()) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_other_precisions_stay_near(teacher, precision):
+    try:
+        resolve(precision, teacher.device)
+    except Exception as lacking:
+        pytest.skip(str(lacking))
+    expected, engine = fast(teacher, EAGER).synthesize(task()), fast(teacher, precision=precision)
+    batch = engine.synthesize(task())
+    assert engine.notes == []
+    assert totals(batch) == pytest.approx(totals(expected), rel=5e-2)
+    assert batch.figures["gpu_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("option", [{"feature_gradient": True}, {"select": "last"}, {"head": "sum"}])
+def test_options(teacher, option):
+    expected = fast(teacher, EAGER, **option).synthesize(task())
+    engine = fast(teacher, CAPTURED, **option)
+    assert totals(engine.synthesize(task())) == pytest.approx(totals(expected), rel=2e-2)
+    assert engine.notes == []
+
+
+def test_a_long_lived_engine_gives_what_a_fresh_one_gives(teacher):
+    long_lived = fast(teacher, CAPTURED)
+    for index in (0, 1, 0):
+        again = long_lived.synthesize(task(index=index))
+        fresh = fast(teacher, CAPTURED).synthesize(task(index=index))
+        assert totals(again) == pytest.approx(totals(fresh), rel=1e-3)
+        assert again.figures["best_iteration"] == fresh.figures["best_iteration"]
+
+
+def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher):
+    batch = fast(teacher, CAPTURED, iterations=40).synthesize(task())
+    best = min(batch.curve, key=lambda point: point["total"])
+    assert batch.figures["best_iteration"] == best["iteration"]
+    assert batch.figures["best_total"] == pytest.approx(best["total"])
+    assert len({point["total"] for point in batch.curve}) == 40
+
+
+def test_no_step_waits_for_the_device(teacher):
+    config = NaturalInversionConfig(iterations=4)
+    with FLOAT32.arithmetic(teacher.device):
+        fused = FusedTeacher(teacher, torch.float32, torch.channels_last)
+        inversion = Inversion(config, teacher, fused, 16, FLOAT32, EAGER)
+        inversion.begin(draw(task(), config, teacher), torch.from_numpy(task().labels))
+        inversion.step()  # allocates Adam's state
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                inversion.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_cudnns_fused_calls_give_the_same_features(teacher):
+    x = torch.randn((16, 3, 32, 32), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        separate, fused = (
+            FusedTeacher(teacher, torch.bfloat16, torch.channels_last, activations=activations).features(x)
+            for activations in (False, True)
+        )
+    for a, b in zip(fused, separate, strict=True):
+        assert float((a.float() - b.float()).norm() / b.float().norm()) < 2e-2
+
+
+def test_out_of_memory_says_what_fits(teacher):
+    engine = fast(teacher, CAPTURED, iterations=1)
+    allowed = 1.2e9 / torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(allowed)
+    try:
+        with pytest.raises(TaskFailure, match=r"run\.batch_size 1024 does not fit") as failure:
+            engine.synthesize(task(1024))
+        fitting = int(str(failure.value).rpartition(" ")[2])
+        assert 16 <= fitting < 1024
+        assert len(engine.synthesize(task(fitting)).images) == fitting
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
