@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nisynth.batch import Normalization
-from nisynth.commits import Commit, Run
+from nisynth.commits import Run
 from nisynth.commits.fetch import fetch_shard
 from nisynth.commits.records import parse_shard_key
-from nisynth.commits.seal import ManifestRow, read_manifest
+from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
 from nisynth.errors import DataError, IncompleteRun
 from nisynth.plan import Plan
 from nisynth.storage import open_store
@@ -157,24 +157,10 @@ class SyntheticDataset(Dataset[tuple[Tensor, int]]):
 
 
 def _committed(run: Run) -> list[ManifestRow]:
-    with ThreadPoolExecutor(READERS) as pool:
-        commits = [commit for commit in pool.map(run.read, sorted(run.committed())) if commit is not None]
-    if not commits:
+    rows = read_commits(run, sorted(run.committed()))
+    if not rows:
         raise IncompleteRun(f"{run.store.url}: no task is committed yet; run it first")
-    return [_row(commit) for commit in commits]
-
-
-def _row(commit: Commit) -> ManifestRow:
-    return ManifestRow(
-        task=commit.task,
-        attempt=commit.attempt,
-        shard=commit.shard,
-        bytes=commit.bytes,
-        rows=commit.rows,
-        sha256=commit.sha256,
-        seed=commit.seed,
-        teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
-    )
+    return rows
 
 
 def _check_manifest(run: Run, rows: list[ManifestRow], partial: bool) -> None:

@@ -6,9 +6,10 @@ Sealing is idempotent and tried at the end of every run. The manifest is a pure 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +24,10 @@ MANIFEST_KEY = "manifest.parquet"
 CARD_KEY = "README.md"
 READERS = 16
 TRIES = 5
+_READ_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One shard of the finished set: what a consumer needs to fetch and check it."""
 
@@ -38,6 +40,20 @@ class ManifestRow:
     seed: int
     teacher_accuracy: float
 
+    @classmethod
+    def of(cls, commit: Commit) -> "ManifestRow":
+        """Returns what the manifest keeps of a commit."""
+        return cls(
+            task=commit.task,
+            attempt=commit.attempt,
+            shard=commit.shard,
+            bytes=commit.bytes,
+            rows=commit.rows,
+            sha256=commit.sha256,
+            seed=commit.seed,
+            teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
+        )
+
 
 def seal(run: Run) -> bool:
     """Finishes a run whose tasks are all committed; False when some are not.
@@ -47,23 +63,31 @@ def seal(run: Run) -> bool:
     """
     if len(run.committed()) < run.plan.num_tasks:
         return False
-    commits = read_commits(run)
-    if len(commits) < run.plan.num_tasks:
+    rows = read_commits(run)
+    if len(rows) < run.plan.num_tasks:
         return False
-    _check_sizes(run, commits)
-    delete_losers(run, {c.task: c.attempt for c in commits})
-    manifest = encode_manifest(run, commits)
+    _check_sizes(run, rows)
+    delete_losers(run, {row.task: row.attempt for row in rows})
+    manifest = encode_manifest(run, rows)
     _create_same(run.store, MANIFEST_KEY, manifest)
-    _create_same(run.store, CARD_KEY, _card(run, commits).encode())
+    _create_same(run.store, CARD_KEY, _card(run, rows).encode())
     _create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
     return True
 
 
-def read_commits(run: Run) -> list[Commit]:
-    """Returns every commit of the run, by task, each one fetched and checked; missing ones are left out."""
+def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestRow]:
+    """Returns a row for every commit of the run (or of `tasks`, in this order), each fetched and checked.
+
+    Missing ones are left out. Loss curves are dropped as they come: a thousand tasks have 23 MB of them.
+    Raises DataError, StorageError.
+    """
+    wanted = range(run.plan.num_tasks) if tasks is None else tasks
+    rows = []
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(run.read, range(run.plan.num_tasks))
-        return [commit for commit in found if commit is not None]
+        for start in range(0, len(wanted), _READ_AT_ONCE):
+            commits = pool.map(run.read, wanted[start : start + _READ_AT_ONCE])
+            rows += [ManifestRow.of(commit) for commit in commits if commit is not None]
+    return rows
 
 
 def delete_losers(run: Run, winners: dict[int, str]) -> list[str]:
@@ -74,13 +98,13 @@ def delete_losers(run: Run, winners: dict[int, str]) -> list[str]:
     return losers
 
 
-def encode_manifest(run: Run, commits: list[Commit]) -> bytes:
+def encode_manifest(run: Run, rows: list[ManifestRow]) -> bytes:
     """Returns the roll-up of the commits as Parquet, one row a shard, the plan's identity in its metadata."""
-    ordered = sorted(commits, key=lambda c: c.task)
+    ordered = sorted(rows, key=lambda row: row.task)
     plain = ("task", "attempt", "shard", "bytes", "rows", "sha256")
-    columns = {name: [getattr(commit, name) for commit in ordered] for name in plain}
-    columns["seed"] = [f"{commit.seed:016x}" for commit in ordered]
-    columns["teacher_accuracy"] = [float(commit.figures.get("teacher_accuracy", 0.0)) for commit in ordered]
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in plain}
+    columns["seed"] = [f"{row.seed:016x}" for row in ordered]
+    columns["teacher_accuracy"] = [row.teacher_accuracy for row in ordered]
     plan = {"fingerprint": run.plan.fingerprint, "identity": run.plan.identity}
     return to_parquet(
         pa.table(columns).replace_schema_metadata({"nisynth": json.dumps(plan, sort_keys=True)})
@@ -118,21 +142,21 @@ def unseal(run: Run) -> None:
         run.store.delete(key)
 
 
-def _check_sizes(run: Run, commits: list[Commit]) -> None:
-    sizes = {key: size for key, _, _, size in run.shards()}
+def _check_sizes(run: Run, rows: list[ManifestRow]) -> None:
+    sizes = {task: size for _, task, attempt, size in run.shards() if rows[task].attempt == attempt}
 
-    def problem(commit: Commit) -> str | None:
-        size = sizes.get(commit.shard)
+    def problem(row: ManifestRow) -> str | None:
+        size = sizes.get(row.task)
         if size is None:  # a listing may lag: the object itself decides
             try:
-                size = run.store.size_bytes(commit.shard)
+                size = run.store.size_bytes(row.shard)
             except NotFound:
-                return f"task {commit.task}: {commit.shard} is missing"
-        if size != commit.bytes:
-            return f"task {commit.task}: {commit.shard} has {size} bytes, its commit says {commit.bytes}"
+                return f"task {row.task}: {row.shard} is missing"
+        if size != row.bytes:
+            return f"task {row.task}: {row.shard} has {size} bytes, its commit says {row.bytes}"
         return None
 
-    problems = [p for p in map(problem, commits) if p]
+    problems = [p for p in map(problem, rows) if p]
     if problems:
         raise DataError(
             f"{run.store.url}: {len(problems)} bad shards, first {problems[0]};"
@@ -158,7 +182,7 @@ def _create_same(store: Store, key: str, data: bytes) -> None:
     raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
 
 
-def _card(run: Run, commits: list[Commit]) -> str:
+def _card(run: Run, rows: list[ManifestRow]) -> str:
     plan = run.plan
     teacher, method = plan.identity["teacher"], plan.identity["method"]
     method_line = f"{method['name']}, {method.get('iterations', 0):,} iterations, batch {plan.batch_size}"
@@ -179,7 +203,7 @@ Synthesized from a pre-trained classifier alone; no image of its training data w
 | fingerprint | `{plan.fingerprint}` |
 | teacher | {teacher["arch"]}, weights sha256 `{teacher["weights_sha256"]}` |
 | method | {method_line}, seed {plan.seed} |
-| shards | {len(commits):,} {plan.format} files, {sum(c.bytes for c in commits):,} bytes |
+| shards | {len(rows):,} {plan.format} files, {sum(row.bytes for row in rows):,} bytes |
 | normalization | mean {teacher["mean"]}, std {teacher["std"]} |
 
 `plan.json` holds the whole config, `commits/` the provenance of every shard (seed, losses, timings,
