@@ -66,15 +66,16 @@ class Injector:
 class Tokens(Injector):
     """A network that does `what` in one process, `times` over, three commits apart."""
 
-    def __init__(self, what: str, times: int = 3, **rules: Any) -> None:
-        self._what, self._times, self.rules, self._told = what, times, rules, 0
+    def __init__(self, what: str, times: int = 3, after: int = 0, **rules: Any) -> None:
+        self._what, self._times, self._after, self.rules = what, times, after, rules
+        self._told = 0
 
     def arm(self, world: World, faults: Path) -> None:
         super().arm(world, faults)
         self.react(0)
 
     def react(self, commits: int) -> None:
-        while self._told < self._times and commits >= 3 * self._told:
+        while self._told < self._times and commits >= self._after + 3 * self._told:
             self._told += 1
             tell(self.faults, f"{self._what}-{self._told}")
 

@@ -129,7 +129,8 @@ class _Play:
     def _drive(self, injector: Injector | None, *options: str) -> None:
         command = self._run_command(*options)
         if self.trial.executor == "ray" and not self.injector.apart:
-            self.drivers.append(run_here(command, self.world.environment, self.injector.rules))
+            rules = injector.rules if injector else {}
+            self.drivers.append(run_here(command, self.world.environment, rules))
             return
         armed = {"death": injector.death, "on_start": injector.started} if injector else {}
         log = self.folder / f"driver-{len(self.drivers)}"

@@ -7,7 +7,7 @@ drivers, one after the other, -9 for one that was killed.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from tests.chaos.drivers import Death
 from tests.chaos.injectors import Always, Dies, Injector, NodeLoss, Outage, Shot, Storm, Tokens
@@ -36,8 +36,8 @@ class Scenario:
     says: str = ""
 
 
-def _workers(name: str, what: str, times: int = 3, **rules: float) -> Scenario:
-    inject = partial(Tokens, what, times, **rules)
+def _workers(name: str, what: str, **options: Any) -> Scenario:
+    inject = partial(Tokens, what, **options)
     quick = what == "exit"
     trials = (Trial("ray", "s3", inject, quick), Trial("ray", "local", inject))
     return Scenario(name=name, trials=trials, codes=frozenset({(0,)}))
@@ -78,7 +78,14 @@ WORKERS = (
     _workers("actor segfaults", "segfault"),
     _workers("network raises", "raise"),
     _workers("network returns NaN", "nan"),
-    _workers("actor hangs", "hang", 2, deadline_floor_s=4.0),
+    # Before any task was ever finished, nobody knows how long one may take: that is the guard's part.
+    _workers("actor hangs", "hang", times=2, after=1, deadline_floor_s=4.0),
+    Scenario(
+        name="first actor hangs",
+        trials=(Trial("ray", "local", partial(Tokens, "hang", 1, no_progress_s=30.0)),),
+        codes=frozenset({(5, 0)}),
+        says="stuck: task 0",
+    ),
     Scenario(
         name="task kills every actor",
         trials=(Trial("ray", "local", partial(Always, "exit", 3)),),
