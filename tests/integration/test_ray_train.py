@@ -55,7 +55,8 @@ def test_two_workers_give_the_one_process_result(ray_cluster: str, world: Path, 
             two[name], one[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     for ours, theirs in zip(together.history, alone.history, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        # A KL of some thousandths, scaled by T²: its rounding is absolute, as that of the weights.
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=2e-5)
         assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=1.5 / 64)
     assert together.identity == alone.identity
 
