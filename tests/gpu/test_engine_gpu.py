@@ -17,7 +17,11 @@ from nisynth.synthesis.naturalinversion.precision import FLOAT32, resolve
 from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import load_teacher
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+    # torch.compile of some versions warns of its own code.
+    pytest.mark.filterwarnings("default"),
+]
 
 EAGER = Shortcuts(compiled=False, captured=False)
 CAPTURED = Shortcuts(compiled=False)

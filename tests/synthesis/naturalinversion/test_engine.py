@@ -282,6 +282,7 @@ def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypat
     assert note.endswith("; it runs without")
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile of some versions warns of its own code
 def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monkeypatch):
     """Traced whole, forward and backward, as on a GPU; the code that would be generated is left out."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
