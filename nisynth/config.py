@@ -113,7 +113,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: `1e-3` is a number here, as everybody who writes it expects."""
 
 
-_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+# Dates stay strings: no field is one, and a string gets the field's own message.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
@@ -163,8 +167,13 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    method = dict(values.get("method") or {})
-    method.setdefault("name", next(iter(METHODS)))
+    stated = values.get("method") or {}
+    if not isinstance(stated, dict):
+        raise ConfigError(f"method: {stated!r} is not a section; write `method: {{name: {stated}}}`")
+    method = {"name": next(iter(METHODS)), **stated}
+    for key in ("name", "preset"):
+        if not isinstance(method.get(key, ""), str):
+            raise ConfigError(f"method.{key}: {method[key]!r} should be a name")
     preset = method.pop("preset", None)
     if preset is not None:
         presets = PRESETS.get(method["name"], {})

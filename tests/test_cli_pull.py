@@ -114,6 +114,16 @@ def test_logs_of_a_committed_task(run: Run) -> None:
     assert (document["state"], document["commit"]["curve"]) == ("committed", curve)
 
 
+def test_logs_draw_the_loss_terms_of_a_task(run: Run, tmp_path: Path) -> None:
+    curve = [{"iteration": float(i), "total": 100.0 / i, "ce": 1.5} for i in range(1, 9)]
+    run.commit(replace(fake_commit(run, 1, str(uuid4())), curve=curve))
+    picture = tmp_path / "curve.png"
+    assert nisynth("logs", run.store.url, "--task", 1, "--curve", picture).returncode == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    says(nisynth("logs", run.store.url, "--curve", picture), 2, "--task N")
+    says(nisynth("logs", run.store.url, "--task", 0, "--curve", picture), 2, "task 0 has no loss curve")
+
+
 def test_logs_of_quarantined_tasks(run: Run) -> None:
     trace = (
         f"task 2: {EVIL}\nTraceback (most recent call last):\n  File \x1b]0;title\x07\nRuntimeError: {EVIL}"

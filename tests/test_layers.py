@@ -30,7 +30,13 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 DOORS = {
-    "ray": {"execution", "consumers", "cli"},
+    "ray": {
+        "execution.ray",
+        "execution.actors",
+        "execution.cluster",
+        "execution.jobs_api",
+        "consumers.ray_train",
+    },
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3"},
     "pydantic": {"config"},

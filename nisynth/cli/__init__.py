@@ -30,7 +30,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line and exits with the code that says how it ended."""
-    sys.path.insert(0, os.getcwd())  # `arch: mynet:build` finds mynet.py in the folder one works in
+    sys.path.append(os.getcwd())  # `arch: mynet:build` finds mynet.py in the folder one works in
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(execute(sys.argv[1:]))
 

@@ -16,6 +16,7 @@ from nisynth.commits import Commit, Run
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
+from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, make_observer, printable
 from nisynth.progress.rates import format_failure
@@ -76,12 +77,19 @@ def logs(
     task: Annotated[
         int | None, typer.Option("--task", help="One task; without it, every task that was given up on.")
     ] = None,
+    curve: Annotated[
+        str, typer.Option("--curve", metavar="PNG", help="With --task: draw its loss terms (Figure 5) there.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Say who made a task, how long it took and how its losses fell, or how it failed."""
     opened = Run.open(open_store(url))
+    if curve and task is None:
+        raise ConfigError("logs --curve: name the task with --task N")
     if task is not None:
         found = task_log(opened, task)
+        if curve:
+            _draw_curve(found, curve)
         if as_json:
             out.print_json(json.dumps(dataclasses.asdict(found)), ensure_ascii=True)
         else:
@@ -97,6 +105,17 @@ def logs(
         _print(format_failure(log.task, last.kind, last.message))
     end = f"`nisynth logs {url} --task N` shows all of one; mend the cause, then `nisynth retry {url}`"
     _print(end if quarantined else "no task is quarantined")
+
+
+def _draw_curve(log: TaskLog, path: str) -> None:
+    from nisynth.report.curves import loss_terms
+    from nisynth.report.pictures import write_file
+
+    if log.commit is None or not log.commit.curve:
+        raise ConfigError(
+            f"logs --curve: task {log.task} has no loss curve; it is not committed, or logged none"
+        )
+    write_file(path, loss_terms(log.commit.curve, f"task {log.task}"))
 
 
 def _failures(log: TaskLog) -> list[dict[str, str]]:

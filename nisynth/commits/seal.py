@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from nisynth.commits.records import Commit
 from nisynth.commits.run import SUCCESS_KEY, Run
-from nisynth.errors import DataError, IncompleteRun, StorageError
+from nisynth.errors import DataError, IncompleteRun, StorageError, one_line
 from nisynth.shards import to_parquet
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
@@ -91,11 +91,19 @@ def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestR
 
 
 def delete_losers(run: Run, winners: dict[int, str]) -> list[str]:
-    """Deletes shards whose task's commit names another attempt, and nothing else; returns their keys."""
-    losers = [key for key, task, attempt, _ in run.shards() if winners.get(task, attempt) != attempt]
-    for key in losers:
-        run.store.delete(key)
-    return losers
+    """Deletes shards whose task's commit names another attempt, and nothing else; returns their keys.
+
+    winners: what the commits said a while ago. Each is read again before its loser goes: a redo in
+    between may have made the loser the winner.
+    """
+    deleted = []
+    for key, task, attempt, _ in run.shards():
+        if winners.get(task, attempt) != attempt:
+            commit = run.read(task)
+            if commit is not None and commit.attempt != attempt:
+                run.store.delete(key)
+                deleted.append(key)
+    return deleted
 
 
 def encode_manifest(run: Run, rows: list[ManifestRow]) -> bytes:
@@ -132,8 +140,11 @@ def read_manifest(run: Run) -> list[ManifestRow]:
 
 
 def _rows(data: bytes) -> Iterator[ManifestRow]:
-    for row in pq.read_table(pa.BufferReader(data)).to_pylist():
-        yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
+    try:
+        for row in pq.read_table(pa.BufferReader(data)).to_pylist():
+            yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+        raise DataError(f"{MANIFEST_KEY}: is no manifest of a run ({one_line(error)})") from None
 
 
 def unseal(run: Run) -> None:

@@ -15,8 +15,9 @@ PARTIAL = 3
 class ExecutionConfig:
     """How a run is carried out; none of it changes an image, so none of it is fingerprinted.
 
-    workers: actors, one GPU each where there are GPUs. cpu_threads: torch threads per worker.
-    gpus_per_worker: may be a fraction. max_failed_tasks: quarantined tasks that a run may end with.
+    workers: actors. cpu_threads: torch threads per worker. gpus_per_worker: may be a fraction, and is
+    waited for until the cluster has it; 0 is the CPU; none is 1 where the cluster has GPUs when the run
+    starts, else 0. max_failed_tasks: quarantined tasks that a run may end with.
     quality_gate: the least accuracy, 0..1, of the teacher on a batch's decoded images.
     single_writer: only the driver commits, for a store without conditional writes.
     log_every: iterations between two entries of a commit's loss curve.
@@ -24,7 +25,7 @@ class ExecutionConfig:
 
     workers: int = 1
     cpu_threads: int = 1
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
     max_failed_tasks: int = 0
     quality_gate: float = 0.5
     single_writer: bool = False
@@ -34,8 +35,8 @@ class ExecutionConfig:
         for name in ("workers", "cpu_threads", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"execution.{name}: {getattr(self, name)} is not at least 1")
-        if not self.gpus_per_worker > 0:
-            raise ConfigError(f"execution.gpus_per_worker: {self.gpus_per_worker} is not above 0")
+        if self.gpus_per_worker is not None and not self.gpus_per_worker >= 0:
+            raise ConfigError(f"execution.gpus_per_worker: {self.gpus_per_worker} is negative")
         if self.max_failed_tasks < 0:
             raise ConfigError(f"execution.max_failed_tasks: {self.max_failed_tasks} is negative")
         if not 0.0 <= self.quality_gate <= 1.0:

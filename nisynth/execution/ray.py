@@ -22,7 +22,7 @@ from nisynth.config import RunConfig
 from nisynth.errors import NisynthError, Stalled, Stopped, StorageError
 from nisynth.execution.actors import Actor, Progress, Ready, Refusal
 from nisynth.execution.cluster import Listing, connected, live_nodes, resources, sigterm_noted
-from nisynth.execution.local import give_up
+from nisynth.execution.local import give_up, tell_engine
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
 from nisynth.progress import Observer
 
@@ -85,6 +85,7 @@ class _Driver:
         self._calls: dict[Any, _Call] = {}
         self._polled_s: dict[int, float] = {}
         self._noted_s = time.monotonic()
+        self._told: set[str] = set()
         self._executed = 0
 
     def drive(self, sigterm: Event) -> int:
@@ -168,6 +169,7 @@ class _Driver:
                 raise value
             case Receipt() if call.attempt is not None:
                 self._settle(call.attempt, value)
+                tell_engine(value, self._told, self._observer)
             case Refusal() if call.attempt is not None:
                 self._refuse(call.attempt, value.kind, value.message)
             case Progress():
@@ -256,9 +258,12 @@ class _Driver:
 
 def _actor_class(config: RunConfig) -> Any:
     execution = config.execution
+    gpus = execution.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if resources()["GPU"] > 0 else 0.0
     return ray.remote(Actor).options(
         num_cpus=execution.cpu_threads,
-        num_gpus=execution.gpus_per_worker if resources()["GPU"] > 0 else 0,
+        num_gpus=gpus,
         max_restarts=0,
         max_task_retries=0,
         # Two attempts, so that an upload overlaps the next compute, a report, and one to spare.

@@ -9,7 +9,7 @@ import pytest
 from nisynth.commits import Run
 from nisynth.commits.audit import gc, redo, verify
 from nisynth.commits.records import commit_key
-from nisynth.commits.seal import read_manifest, seal
+from nisynth.commits.seal import delete_losers, read_manifest, seal
 from nisynth.commits.status import status
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.storage import open_store
@@ -70,6 +70,16 @@ def test_gc_leaves_what_no_commit_decides(run: Run) -> None:
     commit_all(run, [0])
     assert gc(run) == [loser.shard]
     assert pending.shard in keys(run.store, "data/")
+
+
+def test_a_loser_that_a_redo_made_the_winner_is_spared(run: Run) -> None:
+    """The commits are read, then the task is redone by others, then the shards are listed."""
+    was = fake_commit(run, 0, str(uuid4()))
+    assert run.commit(was) == "mine"
+    redo(run, [0])
+    assert run.commit(now := fake_commit(run, 0, str(uuid4()))) == "mine"
+    assert delete_losers(run, {0: was.attempt}) == []
+    assert delete_losers(run, {0: now.attempt}) == [was.shard]
 
 
 def test_sealing_refuses_a_missing_or_short_shard(run: Run) -> None:
