@@ -8,6 +8,7 @@ lives next door: `fused` and `activations` (the frozen teacher), `identities` (g
 `moments` (R_BN), `precision`, `capture`; `shortcuts` names each.
 """
 
+import gc
 import logging
 import time
 from dataclasses import replace
@@ -186,7 +187,7 @@ class FastSynthesizer:
             with self._precision.arithmetic(self._teacher.device):
                 done = within_memory(lambda: self._invert(task, on_step))
                 if done is None:
-                    self._inversion = None
+                    self._drop()
                     raise out_of_memory(task, self._teacher.device, self._fitting(task))
                 return done
         except Unserved:
@@ -225,25 +226,38 @@ class FastSynthesizer:
         draws = draw(task, self._config, self._teacher)
         labels = torch.from_numpy(task.labels.copy())
         if self._inversion is None or self._inversion.batch_size != len(labels):
-            self._inversion = None  # frees the memory of another batch size first
+            self._drop()
             self._inversion = self._prepare(draws, labels)
         self._inversion.begin(draws, labels)
         return self._inversion
 
+    def _drop(self) -> None:
+        """Frees the memory of the present Inversion, which refers to itself."""
+        self._inversion = None
+        gc.collect()
+
     def _prepare(self, draws: Draws, labels: Tensor) -> Inversion:
-        start = time.perf_counter()
+        """Returns an Inversion whose step runs on this machine, with as many shortcuts as that allows."""
         while True:
             try:
-                inversion = self._build(len(labels), self._shortcuts)
-                inversion.begin(draws, labels)
-                inversion.prepare()
+                return self._build(draws, labels, self._shortcuts)
             except Exception as error:  # compilers and drivers may raise anything
                 if isinstance(error, NisynthError) or is_out_of_memory(error):
                     raise
                 self._do_without(error)
-                continue
-            self.prepared_s = time.perf_counter() - start
-            return inversion
+            gc.collect()
+
+    def _build(self, draws: Draws, labels: Tensor, shortcuts: Shortcuts) -> Inversion:
+        assert self._fused is not None
+        start = time.perf_counter()
+        inversion = Inversion(
+            self._config, self._teacher, self._fused, len(labels), self._precision, shortcuts
+        )
+        inversion.begin(draws, labels)
+        inversion.prepare()
+        self.prepared_s = time.perf_counter() - start
+        logger.info("%s: batch size %d prepared in %.1f s", self.describe(), len(labels), self.prepared_s)
+        return inversion
 
     def _do_without(self, error: Exception) -> None:
         """Leaves out what may have failed. Raises Unserved when nothing is left to leave out."""
@@ -252,12 +266,8 @@ class FastSynthesizer:
             self._note(f"its step failed ({one_line(error)}); tasks run in the plain loop")
             raise Unserved from error
         self._shortcuts = replace(self._shortcuts, compiled=False, captured=graph and compiled)
-        what = "torch.compile" if compiled else "the CUDA graph"
-        self._note(f"{what} failed ({one_line(error)}); it runs without")
-
-    def _build(self, batch_size: int, shortcuts: Shortcuts) -> Inversion:
-        assert self._fused is not None
-        return Inversion(self._config, self._teacher, self._fused, batch_size, self._precision, shortcuts)
+        how = "with torch.compile" if compiled else "as a CUDA graph"
+        self._note(f"its step failed {how} ({one_line(error)}); it runs without")
 
     def _fuse(self) -> FusedTeacher | None:
         shortcuts, dtype = self._shortcuts, self._precision.dtype
@@ -280,9 +290,9 @@ class FastSynthesizer:
 
         def run(batch_size: int) -> None:
             part = replace(task, labels=task.labels[:batch_size], rows=batch_size)
-            inversion = self._build(batch_size, replace(self._shortcuts, compiled=False, captured=False))
-            inversion.begin(draw(part, self._config, self._teacher), torch.from_numpy(part.labels.copy()))
-            inversion.step()
+            draws, labels = draw(part, self._config, self._teacher), torch.from_numpy(part.labels.copy())
+            self._build(draws, labels, replace(self._shortcuts, compiled=False, captured=False)).step()
+            gc.collect()
 
         return fitting_batch_size(len(task.labels), run, self._teacher.device)
 

@@ -265,7 +265,7 @@ def test_a_capture_that_fails_is_done_without(odd_teacher, make_task):
     assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)
     assert batch.figures["engine"] == "fast, float32"
     (note,) = engine.notes
-    assert note.startswith("engine.name fast: the CUDA graph failed (")
+    assert note.startswith("engine.name fast: its step failed as a CUDA graph (")
 
 
 def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypat
     torch._dynamo.reset()
     assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)
     (note,) = engine.notes
-    assert "torch.compile failed (" in note
+    assert note.startswith("engine.name fast: its step failed with torch.compile (")
     assert note.endswith("; it runs without")
 
 
