@@ -126,14 +126,14 @@ class Outage(Injector):
         self._long, self._killed = long, False
 
     def react(self, commits: int) -> None:
-        if commits < 2 or self._killed:
-            return
-        self._hold()
-        self.world.server.kill()
-        self._killed = True
-        self._release()
-        if not self._long:
-            self.world.server.start()
+        if self._killed:
+            if not self._long:
+                self.stop()
+        elif commits >= 2:
+            self._hold()
+            self.world.server.kill()
+            self._killed = True
+            self._release()
 
     def count(self) -> int:
         return int(self._killed)

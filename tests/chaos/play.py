@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import yaml
 
@@ -24,7 +23,11 @@ MOST_DRIVERS = 5
 
 @dataclass
 class Row:
-    """What happened in the trials of one scenario; `problems` says in words what should not have."""
+    """What happened in the trials of one scenario.
+
+    next_s: longest time from a fault to the next commit. done_s: longest from a run's last fault to its
+    end. codes: exit codes of each trial's drivers. problems: what should not have happened, in words.
+    """
 
     name: str
     places: set[str] = field(default_factory=set)
@@ -33,20 +36,23 @@ class Row:
     lost: int = 0
     duplicates: int = 0
     wrong: int = 0
-    recovery_s: list[float] = field(default_factory=list)
+    next_s: float = 0.0
+    done_s: float = 0.0
     codes: set[tuple[int, ...]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     def cells(self) -> list[str]:
         """Returns the row of the table."""
-        seconds = (
-            [f"{median(self.recovery_s):.1f}", f"{max(self.recovery_s):.1f}"]
-            if self.recovery_s
-            else ["-"] * 2
-        )
         codes = ", ".join(" ".join(map(str, codes)) for codes in sorted(self.codes))
         numbers = map(str, (self.runs, self.faults, self.lost, self.duplicates, self.wrong))
-        return [self.name, ", ".join(sorted(self.places)), *numbers, *seconds, codes]
+        return [
+            self.name,
+            ", ".join(sorted(self.places)),
+            *numbers,
+            f"{self.next_s:.1f}",
+            f"{self.done_s:.1f}",
+            codes,
+        ]
 
 
 def play(scenario: Scenario, world: World, trials: tuple[Trial, ...] | None = None) -> Row:
@@ -111,7 +117,8 @@ class _Play:
         row.runs += 1
         row.places.add(f"{self.trial.executor}/{self.trial.store}")
         row.faults += witness.faults
-        row.recovery_s += witness.recovery_s(end_s)
+        next_s, done_s = witness.recovery_s(end_s)
+        row.next_s, row.done_s = max(row.next_s, next_s), max(row.done_s, done_s)
         row.codes.add(tuple(driver.code for driver in self.drivers))
         self._judge(row, witness)
 

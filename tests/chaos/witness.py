@@ -48,9 +48,11 @@ class Witness:
     def faults(self) -> int:
         return len(self._faults_s)
 
-    def recovery_s(self, end_s: float) -> list[float]:
-        """Returns, for each fault, the seconds until the next commit was seen, or until the run's end."""
-        return [min([c for c in self._commits_s if c > f] or [end_s]) - f for f in self._faults_s]
+    def recovery_s(self, end_s: float) -> tuple[float, float]:
+        """Returns the longest time from a fault to the next commit (or the run's end), and that from the
+        last fault to the run's end."""
+        nexts = [min([c for c in self._commits_s if c > f] or [end_s]) - f for f in self._faults_s]
+        return max(nexts, default=0.0), end_s - max(self._faults_s, default=end_s)
 
     def changed(self) -> int:
         """Returns how many commits that were once seen are now gone or other than they were."""
@@ -72,10 +74,10 @@ class Witness:
                 self.seen[key] = self._digest(key)
                 if self._looked:
                     self._commits_s.append(time.monotonic())
+            self._looked = True
         except StorageError:  # the server is down, and that may be the point
-            return
-        self._looked = True
-        self._injector.react(len(keys))
+            pass
+        self._injector.react(len(self.seen))
 
     def _digest(self, key: str) -> str:
         try:
