@@ -7,9 +7,10 @@
 Every row runs `--repeats` tasks of `--iterations` steps, in turn with the other rows, so that whatever
 else the machine does hits all of them; a task's first step is left out. `ms` is the median of the
 repeats' milliseconds per iteration, with their least and most. `floor` is what the iteration's
-multiplications and additions (FlopCounterMode over the plain loop) would take at the rate of the largest
-matrix product this device was measured at; `% floor` is how near a row comes. Images per hour are those of
-full tasks of `--full-iterations`. On a CPU, `cpu ms` is what remains when other processes are left out.
+multiplications and additions (FlopCounterMode over the plain loop) would take at the best rate of a large
+matrix product on this device; `% floor` is how near a row comes, and the engine may pass it, since its
+rewritings need fewer operations. Images per hour are those of full tasks of `--full-iterations`. On a CPU,
+`cpu ms` leaves out the time that other processes took, and `x` and `% floor` are of it.
 """
 
 import argparse
@@ -246,7 +247,7 @@ def matrix_rate(device: torch.device) -> tuple[float, str]:
         with stopwatch(device) as lap:
             torch.matmul(a, b)
         seconds.append(lap[0])
-    return 2 * side**3 / statistics.median(seconds[3:]), str(dtype).removeprefix("torch.")
+    return 2 * side**3 / min(seconds), str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
@@ -283,7 +284,7 @@ def show(rows: list[Row], floor_ms: float, options: argparse.Namespace, device: 
         print(
             f"{row.name:44}{ms:9.2f}{min(row.ms):9.2f}{max(row.ms):9.2f}{extra:9.2f}"
             f"{statistics.median(shown[0]) / statistics.median(own):7.2f}{images_per_s:10.3f}"
-            f"{3600 * images_per_s:10.0f}{100 * floor_ms / ms:9.1f}{row.prepare_s:11.1f}"
+            f"{3600 * images_per_s:10.0f}{100 * floor_ms / statistics.median(own):9.1f}{row.prepare_s:11.1f}"
         )
         for note in row.notes:
             print(f"    {note}")
