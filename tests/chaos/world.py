@@ -111,13 +111,10 @@ class Nodes:
 @contextlib.contextmanager
 def opened() -> Iterator[World]:
     """Starts everything, on loopback, and ends everything. Raises RuntimeError, ConfigError."""
-    from nisynth.execution import ExecutionConfig
-    from nisynth.execution.cluster import connected
-
     # Unix sockets below it must have short names.
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     settings = {f"RAY_health_check_{name}": str(value) for name, value in _FAST_DETECTION.items()}
-    # Only so does every node listen on 127.0.0.1.
+    # Only so does every node listen on 127.0.0.1; Ray reads it on import, so nothing above imports Ray.
     settings |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -126,6 +123,9 @@ def opened() -> Iterator[World]:
         proxy = stack.enter_context(FaultProxy(server.endpoint))
         world = World(folder, server, proxy, "")
         stack.enter_context(surrounded({**settings, **world.environment, "RAY_TMPDIR": str(folder)}))
+        from nisynth.execution import ExecutionConfig
+        from nisynth.execution.cluster import connected
+
         world.nodes = Nodes()
         stack.callback(world.nodes.close)
         world.address = world.nodes.address
