@@ -10,7 +10,9 @@ import math
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
@@ -285,7 +287,14 @@ def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypat
 @pytest.mark.filterwarnings("default")  # torch.compile of some versions warns of its own code
 def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monkeypatch):
     """Traced whole, forward and backward, as on a GPU; the code that would be generated is left out."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    operations = set()
+
+    def record(graph, inputs):
+        operations.update(str(node.target).removeprefix("aten.") for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=record)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     config = EngineConfig(name="fast", precision=SIXTEEN_BIT)
     engine = fast(odd_teacher, shortcuts=Shortcuts(captured=False), engine=config)
     eager = fast(odd_teacher, shortcuts=Shortcuts(compiled=False, captured=False), engine=config)
@@ -295,6 +304,10 @@ def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monk
     assert batch.figures["engine"] == f"fast, {SIXTEEN_BIT}, compiled"
     wanted = [point["total"] for point in expected.curve]
     assert [point["total"] for point in batch.curve] == pytest.approx(wanted, rel=1e-2)
+    # The true backward passes of jitter and upsampling leave nothing that adds into a zeroed tensor.
+    assert {"convolution_backward.default", "index_select.default"} <= operations
+    adding = ("index_put", "_unsafe_index_put", "index_add", "upsample")
+    assert not [name for name in operations if name.startswith(adding)]
 
 
 def test_a_scaled_loss_takes_the_same_steps(odd_teacher, make_task):
