@@ -1,0 +1,115 @@
+"""The engine's step on a GPU that is not there: every tensor's device is CUDA, and no number exists.
+
+Fake tensors have shapes, types and devices, and raise where two devices meet or where the host asks for a
+value, which on a GPU would wait for it. What they cannot do is autograd, whose engine asks the driver;
+gradients are put in its place. tests/gpu shows the rest where a GPU is.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nisynth.synthesis import NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.activations import fuse_activations
+from nisynth.synthesis.naturalinversion.draws import draw
+from nisynth.synthesis.naturalinversion.engine import Inversion
+from nisynth.synthesis.naturalinversion.fused import FusedTeacher
+from nisynth.synthesis.naturalinversion.precision import FLOAT32, Precision
+from nisynth.synthesis.naturalinversion.renderer import Renderer
+from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
+from nisynth.teachers import load_teacher
+
+GPU = torch.device("cuda", 0)
+STEP = Shortcuts(compiled=False, captured=False)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+
+
+class Outputs(TorchDispatchMode):
+    """Notes the name of each operation that runs inside it, and the devices of what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        parts = out if isinstance(out, (tuple, list)) else (out,)
+        devices = {part.device for part in parts if isinstance(part, torch.Tensor)}
+        self.seen.setdefault(func.overloadpacket.__name__, set()).update(devices)
+        return out
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Autocast asks the driver; a blank renderer is moved in a way that fake tensors do not take."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+
+    def blank(config, teacher, batch_size, device):
+        with torch.device(device):
+            return Renderer(config, teacher, batch_size)
+
+    monkeypatch.setattr(Renderer, "blank", staticmethod(blank))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def begun(monkeypatch, make_task, precision, **options):
+    """An Inversion of the shipped teacher on the fake GPU, at a task's start."""
+    config = NaturalInversionConfig(iterations=3, latent_dim=16, **options)
+    task = make_task(8, num_classes=10)
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        teacher = load_teacher(arch="resnet20")
+        fused = FusedTeacher(teacher, precision.dtype, torch.channels_last)
+        draws = draw(task, config, teacher)
+    if precision.dtype != torch.float32 and not config.feature_gradient:
+        fuse_activations(fused._features)
+    for part in (teacher.network, fused._features, fused._observing):
+        to_fake_gpu(part)
+    teacher.device = GPU
+    inversion = Inversion(config, teacher, fused, 8, precision, STEP)
+    inversion.begin(draws, torch.from_numpy(task.labels))
+
+    def backward(loss):
+        for parameter in inversion.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    return inversion
+
+
+def to_fake_gpu(network):
+    for layer in network.modules():
+        for name, weight in layer.named_parameters(recurse=False):
+            layer.register_parameter(name, torch.nn.Parameter(weight.detach().to(GPU), requires_grad=False))
+        for name, value in layer.named_buffers(recurse=False):
+            layer.register_buffer(name, value.to(GPU))
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "options", [{}, {"feature_gradient": True}, {"select": "last"}, {"head": "sum"}], ids=str
+)
+def test_a_step_never_asks_the_gpu_for_a_number(monkeypatch, fake_gpu, make_task, precision, options):
+    inversion = begun(monkeypatch, make_task, precision, **options)
+    inversion.step()  # allocates Adam's state
+    with Outputs() as outputs:
+        inversion.step()
+    assert set().union(*outputs.seen.values()) == {GPU}
+    assert {"convolution", "_fused_adam_", "index_copy_", "index_select"} <= outputs.seen.keys()
+    assert ("conv_add_relu" in outputs.seen) == (precision is BFLOAT16 and "feature_gradient" not in options)
+
+
+def test_a_step_that_asked_would_be_found(monkeypatch, fake_gpu, make_task):
+    inversion = begun(monkeypatch, make_task, FLOAT32)
+    with pytest.raises(DataDependentOutputException):
+        float(inversion.losses_at(1).total)
+
+
+def test_what_a_task_leaves_behind_stays_on_the_gpu(monkeypatch, fake_gpu, make_task):
+    inversion = begun(monkeypatch, make_task, BFLOAT16)
+    inversion.step()
+    images = inversion.render()
+    assert (images.device, images.dtype, images.shape) == (GPU, torch.float32, (8, 3, 32, 32))
+    assert {term.device for term in inversion.losses_at(1)} == {GPU}
