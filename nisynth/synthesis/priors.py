@@ -6,7 +6,7 @@ which leaves the published B=256 as it is and gives every other batch size the s
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +14,10 @@ from torch import Tensor, nn
 
 REFERENCE_BATCH_SIZE = 256
 
-Moments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Called with x `(B, C, H, W)` and a guess of its means `(C,)`; returns biased variances and means `(C,)`."""
-
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns L_CE (Eq. 2), the mean over the batch, from `(B, C)` logits and `(B,)` int64 labels."""
     return F.cross_entropy(logits.float(), labels)
-
-
-def biased_moments(x: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns biased variance and mean of each channel, by torch's own reduction; needs no guess."""
-    return torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
 
 
 def feature_distribution(
@@ -33,7 +25,6 @@ def feature_distribution(
     batch_norms: Sequence[nn.BatchNorm2d],
     *,
     first_bn_multiplier: float = 1.0,
-    moments: Moments = biased_moments,
 ) -> Tensor:
     """Returns R_BN (Eq. 3): the distance of the batch's statistics from those the teacher remembers.
 
@@ -42,14 +33,14 @@ def feature_distribution(
     the normalization, with biased variance, and so does this. The first layer's term is multiplied by
     `first_bn_multiplier` (DeepInversion's option; 1 in the published code).
     """
-    terms = [_statistics_distance(x, norm, moments) for x, norm in zip(bn_inputs, batch_norms, strict=True)]
+    terms = [_statistics_distance(x, norm) for x, norm in zip(bn_inputs, batch_norms, strict=True)]
     return first_bn_multiplier * terms[0] + sum(terms[1:], torch.zeros_like(terms[0]))
 
 
-def _statistics_distance(x: Tensor, norm: nn.BatchNorm2d, moments: Moments) -> Tensor:
+def _statistics_distance(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    var, mean = moments(x, norm.running_mean)
+    var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
     return _norm(mean - norm.running_mean) + _norm(var - norm.running_var)
 
 

@@ -5,7 +5,7 @@ loss log on the device; every task starts by writing its draws into them. A step
 operations each time and reads where it is from a counter on the device. So on a GPU it is compiled once,
 captured once as a CUDA graph, and replayed, and nothing in the loop waits for the device. Speed itself
 lives next door: `fused` and `activations` (the frozen teacher), `identities` (generator and pyramid),
-`moments` (R_BN), `precision`, `capture`; `shortcuts` names each.
+`statistics` (R_BN), `precision`, `capture`; `shortcuts` names each.
 """
 
 import gc
@@ -28,7 +28,6 @@ from nisynth.synthesis.naturalinversion.generator import Generator
 from nisynth.synthesis.naturalinversion.identities import generate, transfer
 from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
 from nisynth.synthesis.naturalinversion.jitter import apply_jitter
-from nisynth.synthesis.naturalinversion.moments import shifted_moments
 from nisynth.synthesis.naturalinversion.objective import KeptIterate, Losses, losses
 from nisynth.synthesis.naturalinversion.outcome import (
     LossCurve,
@@ -41,7 +40,7 @@ from nisynth.synthesis.naturalinversion.precision import Precision, resolve
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
-from nisynth.synthesis.priors import biased_moments
+from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution
 from nisynth.synthesis.protocol import EngineConfig, StepCallback
 from nisynth.teachers import Teacher
 
@@ -68,6 +67,7 @@ class Inversion:
         self.batch_size = batch_size
         self._config, self._fused, self._precision, self._shortcuts = config, fused, precision, shortcuts
         self._render = Renderer.blank(config, teacher, batch_size, device)
+        self._r_bn = FeatureDistribution(teacher.batch_norms, config.first_bn_multiplier)
         self.kept = KeptIterate(list(self._render.parameters()), config.select)
         # Adam divides by a root of squared gradients: for a scaled loss, only epsilon needs scaling.
         epsilon, on_gpu = 1e-8 * precision.loss_scale, device.type == "cuda"
@@ -138,8 +138,8 @@ class Inversion:
         i_hat = render.scaling(render.pyramid.join(x_hat, m_l.float()))  # lines 7 and 8
         i_hat = apply_jitter(i_hat, jitter_2)
         with autocast(self._z.device):
-            moments = shifted_moments if shortcuts.moments else biased_moments
-            return losses(self._config, self._fused, i_hat, self._y, moments)  # line 9
+            r_bn = self._r_bn if shortcuts.statistics else None
+            return losses(self._config, self._fused, i_hat, self._y, r_bn)  # line 9
 
     def _features(self, x_hat: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(self._config.feature_gradient):

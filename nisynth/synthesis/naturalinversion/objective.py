@@ -1,20 +1,13 @@
 """What a batch is optimized for, Eq. 8, and which of its iterates becomes the result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
-from nisynth.synthesis.priors import (
-    Moments,
-    biased_moments,
-    cross_entropy,
-    feature_distribution,
-    l2,
-    total_variation,
-)
+from nisynth.synthesis.priors import cross_entropy, feature_distribution, l2, total_variation
 
 # In elements: kernels read 16 bytes at once where a tensor begins at such a multiple.
 ALIGNMENT = 64
@@ -46,22 +39,24 @@ def losses(
     teacher: Observer,
     images: Tensor,
     labels: Tensor,
-    moments: Moments = biased_moments,
+    r_bn: Callable[[Sequence[Tensor]], Tensor] | None = None,
 ) -> Losses:
     """Returns L_inv (Eq. 8) of normalized `(B, 3, H, W)` images with `(B,)` int64 labels.
 
-    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2. `moments` is how R_BN's mean and
-    variance are computed.
+    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2. `r_bn` computes
+    R_BN from what the teacher observes; by default that is `feature_distribution`.
     """
     logits, bn_inputs = teacher.observe(images)
     ce = cross_entropy(logits, labels)
-    r_bn = feature_distribution(
-        bn_inputs, teacher.batch_norms, first_bn_multiplier=config.first_bn_multiplier, moments=moments
-    )
+    if r_bn is None:
+        multiplier = config.first_bn_multiplier
+        distance = feature_distribution(bn_inputs, teacher.batch_norms, first_bn_multiplier=multiplier)
+    else:
+        distance = r_bn(bn_inputs)
     tv = total_variation(images, rescale=config.rescale_priors)
     norm = l2(images, rescale=config.rescale_priors)
-    total = ce + config.bn_weight * r_bn + config.tv_weight * tv + config.l2_weight * norm
-    return Losses(total, ce, r_bn, tv, norm)
+    total = ce + config.bn_weight * distance + config.tv_weight * tv + config.l2_weight * norm
+    return Losses(total, ce, distance, tv, norm)
 
 
 class KeptIterate:

@@ -12,7 +12,7 @@ class Shortcuts:
     folded: the feature pass without BatchNorms, ended at the deepest tap (`fused`).
     activations: its ReLUs and residual sums inside cuDNN's convolutions (`activations`), in 16 bits.
     identities: generator and pyramid rewritten (`identities`).
-    moments: R_BN's statistics in one pass (`moments`).
+    statistics: R_BN's in one pass, and all layers' at once (`statistics`).
     channels_last: the teacher's weights and activations laid out with the channels innermost.
     compiled: torch.compile of everything up to the loss, with its backward pass.
     captured: the whole step as one CUDA graph.
@@ -21,7 +21,7 @@ class Shortcuts:
     folded: bool = True
     activations: bool = True
     identities: bool = True
-    moments: bool = True
+    statistics: bool = True
     channels_last: bool = True
     compiled: bool = True
     captured: bool = True

@@ -102,7 +102,7 @@ PLAIN_STEPS = Shortcuts(
     folded=False,
     activations=False,
     identities=False,
-    moments=False,
+    statistics=False,
     channels_last=False,
     compiled=False,
     captured=False,
@@ -115,7 +115,7 @@ def begun(teacher, task, config, shortcuts=PLAIN_STEPS, precision=FLOAT32):
     return inversion
 
 
-@pytest.mark.parametrize("left_out", ["folded", "identities", "moments", "channels_last"])
+@pytest.mark.parametrize("left_out", ["folded", "identities", "statistics", "channels_last"])
 def test_it_does_without_each_shortcut(odd_teacher, make_task, left_out):
     every = {"activations": False, "channels_last": True, "compiled": False, "captured": False}
     plain, _ = synthesizers(odd_teacher)
