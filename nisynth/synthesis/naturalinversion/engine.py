@@ -11,7 +11,9 @@ lives next door: `fused` and `activations` (the frozen teacher), `identities` (g
 import gc
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.draws import Draws, draw
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
 from nisynth.synthesis.naturalinversion.generator import Generator
-from nisynth.synthesis.naturalinversion.identities import generate, transfer
+from nisynth.synthesis.naturalinversion.identities import generate, join, transfer
 from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
 from nisynth.synthesis.naturalinversion.jitter import apply_jitter
 from nisynth.synthesis.naturalinversion.objective import KeptIterate, Losses, losses
@@ -128,22 +130,28 @@ class Inversion:
 
     def _evaluate(self, jitter_1: Tensor, jitter_2: Tensor) -> Losses:
         render, shortcuts, autocast = self._render, self._shortcuts, self._precision.autocast
+        g, p, joined = _image_makers(shortcuts)
+        r_bn = self._r_bn if shortcuts.statistics else None
         with autocast(self._z.device):
-            g = generate if shortcuts.identities else Generator.forward
             x_hat = g(render.generator, self._z, self._y_one_hot)  # line 5
         x_hat = apply_jitter(x_hat.float(), jitter_1)
         with autocast(self._z.device):
-            p = transfer if shortcuts.identities else FeatureTransferPyramid.forward
             m_l = p(render.pyramid, self._features(x_hat))  # line 6
-        i_hat = render.scaling(render.pyramid.join(x_hat, m_l.float()))  # lines 7 and 8
+        i_hat = render.scaling(joined(render.pyramid, x_hat, m_l.float()))  # lines 7 and 8
         i_hat = apply_jitter(i_hat, jitter_2)
         with autocast(self._z.device):
-            r_bn = self._r_bn if shortcuts.statistics else None
             return losses(self._config, self._fused, i_hat, self._y, r_bn)  # line 9
 
     def _features(self, x_hat: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(self._config.feature_gradient):
             return self._fused.features(x_hat)
+
+
+def _image_makers(shortcuts: Shortcuts) -> tuple[Callable[..., Tensor], ...]:
+    """Returns generator, pyramid and the joining of their images: as written, or rewritten."""
+    if shortcuts.identities:
+        return partial(generate, layout=shortcuts.layout), transfer, join
+    return Generator.forward, FeatureTransferPyramid.forward, FeatureTransferPyramid.join
 
 
 class FastSynthesizer:
@@ -271,13 +279,12 @@ class FastSynthesizer:
 
     def _fuse(self) -> FusedTeacher | None:
         shortcuts, dtype = self._shortcuts, self._precision.dtype
-        layout = torch.channels_last if shortcuts.channels_last else torch.contiguous_format
         # cuDNN's fused calls have no gradient, and pay in 16 bits only.
         activations = shortcuts.activations and not self._config.feature_gradient and dtype != torch.float32
         try:
             with self._precision.arithmetic(self._teacher.device):
                 return FusedTeacher(
-                    self._teacher, dtype, layout, folded=shortcuts.folded, activations=activations
+                    self._teacher, dtype, shortcuts.layout, folded=shortcuts.folded, activations=activations
                 )
         except Untraceable as reason:
             self._note(f"{reason}; tasks run in the plain loop")

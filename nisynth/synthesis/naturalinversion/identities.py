@@ -3,7 +3,10 @@
 Nearest upsampling commutes with a 1x1 convolution, so m_l's comes before it; there it meets the 3x3
 convolution that precedes it, and two linear maps are one. Upsampling to twice the side and then
 convolving 3x3 is one transposed convolution of 4x4 and stride 2: per image pixel 4 products instead of 9
-and no upsampled map in memory. In exact arithmetic nothing changes; in float32 only the rounding does.
+and no upsampled map in memory. A 1x1 convolution of three channels is nine scaled channels, which a
+compiler joins with what comes before and after. In exact arithmetic nothing changes; in float32 only the
+rounding does. Maps keep the layout they come in, as convolutions do: on a GPU, one map with the channels
+outermost among others with the channels innermost costs two passes to turn it around and back.
 """
 
 from collections.abc import Sequence
@@ -16,10 +19,13 @@ from nisynth.synthesis.naturalinversion.generator import Generator, GeneratorBlo
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid, PyramidBlock
 
 
-def generate(generator: Generator, z: Tensor, y: Tensor) -> Tensor:
-    """Returns what `generator(z, y)` does: x_hat `(B, 3, H, W)`."""
+def generate(
+    generator: Generator, z: Tensor, y: Tensor, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Returns what `generator(z, y)` does, with its maps laid out so: x_hat `(B, 3, H, W)`."""
     side_px = generator.start_px
     x: Tensor = generator.linear(torch.cat((z, y), dim=1)).view(len(z), -1, side_px, side_px)
+    x = x.contiguous(memory_format=layout)
     for block in generator.blocks:
         assert isinstance(block, GeneratorBlock)
         x = upsampled_conv3(F.leaky_relu(block.norm(x), 0.2), block.conv, block.side_px)
@@ -40,8 +46,19 @@ def transfer(pyramid: FeatureTransferPyramid, features: Sequence[Tensor]) -> Ten
     return m_l
 
 
+def join(pyramid: FeatureTransferPyramid, x_hat: Tensor, m_l: Tensor) -> Tensor:
+    """Returns what `pyramid.join(x_hat, m_l)` does: x_hat' `(B, 3, H, W)`."""
+    joined = m_l + x_hat
+    if pyramid.head is None:
+        return joined
+    weight, bias = pyramid.head.weight, pyramid.head.bias
+    assert bias is not None
+    mixed = (weight.flatten(2) * joined.flatten(2)[:, None]).sum(2).view_as(joined)
+    return torch.tanh(mixed + bias[:, None, None])
+
+
 def upsample(x: Tensor, side_px: int) -> Tensor:
-    """Returns nearest upsampling of `(B, C, h, w)` to `side_px`.
+    """Returns nearest upsampling of `(B, C, h, w)` to `side_px`, in the same layout.
 
     Whole multiples are an expansion, whose backward is the sum over each block of equal pixels.
     """
@@ -52,7 +69,9 @@ def upsample(x: Tensor, side_px: int) -> Tensor:
     if times == 1:
         return x
     blocks = x[:, :, :, None, :, None].expand(batch, channels, height, times, width, times)
-    return blocks.reshape(batch, channels, side_px, side_px)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return blocks.reshape(batch, channels, side_px, side_px).contiguous(memory_format=layout)
 
 
 def upsampled_conv3(x: Tensor, conv: nn.Conv2d, side_px: int) -> Tensor:

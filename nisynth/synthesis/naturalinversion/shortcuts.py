@@ -13,7 +13,7 @@ class Shortcuts:
     activations: its ReLUs and residual sums inside cuDNN's convolutions (`activations`), in 16 bits.
     identities: generator and pyramid rewritten (`identities`).
     statistics: R_BN's in one pass, and all layers' at once (`statistics`).
-    channels_last: the teacher's weights and activations laid out with the channels innermost.
+    channels_last: every map of teacher, generator and pyramid laid out with the channels innermost.
     compiled: torch.compile of everything up to the loss, with its backward pass.
     captured: the whole step as one CUDA graph.
     """
@@ -25,6 +25,11 @@ class Shortcuts:
     channels_last: bool = True
     compiled: bool = True
     captured: bool = True
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Returns the layout of the maps."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @classmethod
     def on(cls, device: torch.device) -> "Shortcuts":

@@ -43,7 +43,8 @@ class FeatureDistribution:
     def gaps(self, bn_inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns each channel's biased variance and mean, less those remembered: two of `(sum C_i,)`."""
         firsts, seconds = [], []
-        for x, mean in zip(bn_inputs, self._mean.split([x.shape[1] for x in bn_inputs]), strict=True):
+        means = torch.split(self._mean, [x.shape[1] for x in bn_inputs])
+        for x, mean in zip(bn_inputs, means, strict=True):
             d = _at_least_float32(x) - mean[:, None, None]
             per_image = x.shape[2] * x.shape[3]
             # Rows first: on a CPU this vectorizes, and partial sums of this size round well.

@@ -9,6 +9,7 @@ from nisynth.synthesis.naturalinversion.generator import Generator
 from nisynth.synthesis.naturalinversion.identities import (
     composed,
     generate,
+    join,
     transfer,
     upsample,
     upsampled_conv3,
@@ -70,6 +71,33 @@ def test_two_convolutions_in_one():
         lambda: conv1(conv3(x)),
         lambda: F.conv2d(x, *composed(conv1, conv3), padding=1),
         [x, *conv3.parameters(), *conv1.parameters()],
+    )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_keep_their_layout(layout):
+    """A change of it is a pass over the map that no operation asked for."""
+    x, layer = values(2, 4, 4, 4).detach().contiguous(memory_format=layout), conv(4, 6, 3, padding=1)
+    for out in (upsample(x, 8), upsampled_conv3(x, layer, 8), upsampled_conv3(x, layer, 4), layer(x)):
+        assert out.is_contiguous(memory_format=layout)
+    generator = Generator(3, 32, latent_dim=6).double()
+    maps = []
+    for block in generator.blocks:
+        block.norm.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    generate(generator, values(2, 6), torch.eye(3, dtype=torch.float64)[:2], layout)
+    assert len(maps) == 3
+    assert all(x.is_contiguous(memory_format=layout) for x in maps)
+
+
+@pytest.mark.parametrize("head", ["tanh", "sum"])
+def test_the_head(head):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pyramid = FeatureTransferPyramid([MapSize(3, 8)], 8, head).double()
+    x_hat, m_l = values(2, 3, 8, 8), values(2, 3, 8, 8, seed=1)
+    trained = [p for name, p in pyramid.named_parameters() if name.startswith("head")]
+    assert_same_function(
+        lambda: pyramid.join(x_hat, m_l), lambda: join(pyramid, x_hat, m_l), [*trained, x_hat, m_l]
     )
 
 
