@@ -68,10 +68,12 @@ def upsample(x: Tensor, side_px: int) -> Tensor:
         return F.interpolate(x, size=(side_px, side_px), mode="nearest")
     if times == 1:
         return x
+    if x.is_contiguous(memory_format=torch.channels_last):
+        pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+        blocks = pixels.expand(batch, height, times, width, times, channels)
+        return blocks.reshape(batch, side_px, side_px, channels).permute(0, 3, 1, 2)
     blocks = x[:, :, :, None, :, None].expand(batch, channels, height, times, width, times)
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return blocks.reshape(batch, channels, side_px, side_px).contiguous(memory_format=layout)
+    return blocks.reshape(batch, channels, side_px, side_px)
 
 
 def upsampled_conv3(x: Tensor, conv: nn.Conv2d, side_px: int) -> Tensor:

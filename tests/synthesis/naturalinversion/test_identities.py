@@ -40,9 +40,10 @@ def assert_same_function(naive, rewritten, inputs):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-9)
 
 
-@pytest.mark.parametrize(("side", "target"), [(4, 4), (4, 8), (3, 12), (8, 15), (5, 8)])
-def test_nearest_upsampling(side, target):
-    x = values(2, 3, side, side)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("side", "target"), [(4, 4), (4, 8), (3, 12), (8, 15), (5, 8), (1, 2)])
+def test_nearest_upsampling(side, target, layout):
+    x = values(2, 3, side, side).detach().contiguous(memory_format=layout).requires_grad_()
     assert_same_function(
         lambda: F.interpolate(x, size=(target, target), mode="nearest"), lambda: upsample(x, target), [x]
     )
@@ -80,6 +81,9 @@ def test_maps_keep_their_layout(layout):
     x, layer = values(2, 4, 4, 4).detach().contiguous(memory_format=layout), conv(4, 6, 3, padding=1)
     for out in (upsample(x, 8), upsampled_conv3(x, layer, 8), upsampled_conv3(x, layer, 4), layer(x)):
         assert out.is_contiguous(memory_format=layout)
+    above = values(2, 4, 8, 8).detach().contiguous(memory_format=layout)
+    (gradient,) = torch.autograd.grad(upsample(x.requires_grad_(), 8), [x], above)
+    assert gradient.is_contiguous(memory_format=layout)
     generator = Generator(3, 32, latent_dim=6).double()
     maps = []
     for block in generator.blocks:
