@@ -27,8 +27,8 @@ SCHEMA_VERSION = 1
 class TrainState:
     """All that a loop knows between two steps; everything else is a function of the config and `step`.
 
-    sums: `(3,)` float64 on the device, of the epoch so far: loss x images, images classified as labelled,
-    images. history: one record per finished epoch.
+    sums: `(3,)` float64 on the device, of the epoch so far and of all workers: loss x images, images
+    classified as labelled, images. history: one record per finished epoch.
     """
 
     network: nn.Module

@@ -253,8 +253,10 @@ class _Step:
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             sums = torch.stack([loss.detach().double() * len(labels), correct.double()])
+            if self._num_workers > 1:  # at once: a checkpoint, which one worker saves, holds those of all
+                dist.all_reduce(sums)
             self._state.sums[:2] += sums
-            self._state.sums[2] += len(labels)
+            self._state.sums[2] += self.batch_size
 
     def _augmented(self, order: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
         images = augment(self._pixels, order, shift_px, flip)
@@ -264,8 +266,6 @@ class _Step:
 
 def _close_epoch(state: TrainState, epoch: int, config: TrainConfig) -> dict[str, float]:
     """Returns the epoch's record, appended to the history, and begins the sums anew."""
-    if workers()[1] > 1:
-        dist.all_reduce(state.sums)
     loss, correct, images = state.sums.tolist()
     if not math.isfinite(loss):
         raise ConfigError(

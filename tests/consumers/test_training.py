@@ -1,5 +1,6 @@
 """The training loop: the recipe by its numbers, one step by hand, and exact continuation."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from nisynth.batch import Normalization
@@ -173,6 +175,46 @@ def test_kill_9_in_the_middle_of_an_epoch_changes_no_bit(tmp_path: Path) -> None
     fit(whole)
     assert fit(again, checkpoints=Checkpoints(open_store(str(tmp_path)), {}, every_s=0)).resumed_step == 5
     assert same(whole, again)
+
+
+def worker(rank: int, folder: str, killed_at: int) -> None:
+    """What each of two processes does; the first writes the history that it ends with."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{killed_at}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+
+    def stop(done: int, total: int) -> None:
+        if done == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    result = fit(network(), on_step=stop, checkpoints=Checkpoints(open_store(folder), {}, every_s=0))
+    if rank == 0:
+        Path(folder, "history").write_text(json.dumps(result.history))
+    dist.destroy_process_group()
+
+
+def test_workers_that_resume_within_an_epoch_tell_its_metrics_over_all_its_images(tmp_path: Path) -> None:
+    """Killed in step 7 of 12, the third of its epoch, and resumed: the records are one process's."""
+    script = (
+        "import sys; import tests.consumers.test_training as t\n"
+        "t.worker(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for killed_at in (7, -1):
+        pair = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(rank), str(tmp_path), str(killed_at)],
+                env=environment,
+                stderr=subprocess.DEVNULL,
+            )
+            for rank in range(2)
+        ]
+        ends = [process.wait(120) for process in pair]
+        assert ends[0] == (-signal.SIGKILL if killed_at > 0 else 0)
+    assert ends == [0, 0]
+    history = json.loads((tmp_path / "history").read_text())
+    for ours, theirs in zip(history, fit(network()).history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=0.5 / 64)
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
