@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from nisynth.errors import ConfigError, StorageError
+from nisynth.errors import ConfigError, DataError, StorageError
 
 
 class NotFound(StorageError):
@@ -47,8 +47,11 @@ class Store(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Writes an object whatever was there before; readers see the old or the new one, whole."""
 
-    def get(self, key: str) -> bytes:
-        """Returns the object's bytes, whole. Raises NotFound, StorageError."""
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """Returns the object's bytes, whole. Raises NotFound, StorageError.
+
+        max_bytes: what can belong there. Raises DataError for an object of more, before it is read.
+        """
 
     def size_bytes(self, key: str) -> int:
         """Returns the object's size. Raises NotFound, StorageError."""
@@ -62,6 +65,14 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""
+
+
+def check_size(where: object, size_bytes: int, max_bytes: int | None) -> None:
+    """Raises DataError when the object at `where` has more bytes than can belong there."""
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise DataError(
+            f"{where}: has {size_bytes} bytes, no more than {max_bytes} can belong there; it was not read"
+        )
 
 
 def open_store(url: str) -> Store:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, check_size
 from nisynth.storage.keys import check_key, check_prefix, is_key
 
 _TEMPORARY = ".tmp"
@@ -66,8 +66,8 @@ class LocalStore:
             os.replace(temporary, final)
             _flush_folder(final.parent)
 
-    def get(self, key: str) -> bytes:
-        return read_path(self._path(key))
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        return read_path(self._path(key), max_bytes)
 
     def size_bytes(self, key: str) -> int:
         path = self._path(key)
@@ -150,10 +150,11 @@ def path_of(url: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def read_path(path: Path) -> bytes:
-    """Returns the bytes of a file, whatever its name. Raises NotFound, StorageError."""
-    with _reading(path):
-        return path.read_bytes()
+def read_path(path: Path, max_bytes: int | None = None) -> bytes:
+    """Returns the bytes of a file, whatever its name. Raises as `Store.get` does."""
+    with _reading(path), open(path, "rb") as file:
+        check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+        return file.read()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, check_size
 from nisynth.storage.keys import check_key, check_prefix
 
 _lock = threading.Lock()
@@ -28,12 +28,14 @@ class MemoryStore:
         with _lock:
             _objects[place] = bytes(data)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
         place = self._place(key)
         with _lock:
             if place not in _objects:
                 raise NotFound(f"{place}: no such object")
-            return _objects[place]
+            data = _objects[place]
+        check_size(place, len(data), max_bytes)
+        return data
 
     def size_bytes(self, key: str) -> int:
         return len(self.get(key))

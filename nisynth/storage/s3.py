@@ -33,7 +33,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, check_size
 from nisynth.storage.keys import check_key, check_prefix, is_key
 from nisynth.storage.s3_errors import Failure, judge
 
@@ -108,16 +108,17 @@ class S3Store:
         name = self._prefix + check_key(key)
         self._call(name, "s3:PutObject", lambda: self._put(name, data))
 
-    def get(self, key: str) -> bytes:
-        return self.get_any(self._prefix + check_key(key))
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        return self.get_any(self._prefix + check_key(key), max_bytes)
 
-    def get_any(self, name: str) -> bytes:
+    def get_any(self, name: str, max_bytes: int | None = None) -> bytes:
         """Returns the bytes of an object by its full name in the bucket, which need not be a key."""
 
         def request() -> bytes:
             answer = self._client().get_object(Bucket=self._bucket, Key=name)
             # Reading to the end is what checks the length and, where the server keeps one, the checksum.
             with closing(answer["Body"]) as body:
+                check_size(self._where(name), answer["ContentLength"], max_bytes)
                 return body.read()
 
         return self._call(

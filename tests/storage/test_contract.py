@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nisynth.errors import ConfigError, StorageError
+from nisynth.errors import ConfigError, DataError, StorageError
 from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, Store, open_store, read_url
 from nisynth.storage.probe import probe_conditional_create
 
@@ -71,6 +71,14 @@ def test_a_large_object_is_read_back_whole(store: Store) -> None:
     store.create("large", content)
     assert store.get("large") == content
     assert store.size_bytes("large") == len(content)
+
+
+def test_an_object_of_more_bytes_than_can_belong_there_is_not_read(store: Store) -> None:
+    store.create("plan.json", b"x" * 1000)
+    assert store.get("plan.json", 1000) == b"x" * 1000
+    with pytest.raises(DataError, match=r"plan\.json: has 1000 bytes, no more than 999 can belong there"):
+        store.get("plan.json", 999)
+    assert store.get("plan.json") == b"x" * 1000
 
 
 def test_create_refuses_a_taken_key_and_keeps_the_first_object(store: Store) -> None:
