@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from nisynth.batch import Normalization
 from nisynth.commits import Run
 from nisynth.commits.fetch import fetch_shard
-from nisynth.commits.records import parse_shard_key
+from nisynth.commits.records import misfit
 from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
 from nisynth.errors import DataError, IncompleteRun
 from nisynth.plan import Plan
@@ -104,19 +104,7 @@ class SyntheticDataset(Dataset[tuple[Tensor, int]]):
     def read_shard(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns images `(n, 3, H, W)` and labels `(n,)` of `shards[number]`, fetched, checked, decoded."""
         row = self.shards[number]
-        data = self._fetch(row)
-        where = f"{self.url}/{row.shard}"
-        cure = f"`nisynth redo {self.url} --task {row.task}`, then run again"
-        try:
-            shard = self._run.decode(data)
-        except DataError as error:
-            raise DataError(f"{where}: {error}; {cure}") from None
-        if tuple(shard.pixels.shape) != (row.rows, 3, self.input_px, self.input_px):
-            raise DataError(
-                f"{where}: holds images of shape {tuple(shard.pixels.shape)}, not the plan's; {cure}"
-            )
-        if shard.labels.tolist() != self._plan.labels(row.task)[: row.rows].tolist():
-            raise DataError(f"{where}: holds other labels than the plan's; {cure}")
+        shard = self._run.decode(row, self._fetch(row))
         return shard.pixels, shard.labels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,12 +155,7 @@ def _check_manifest(run: Run, rows: list[ManifestRow], partial: bool) -> None:
     """Raises DataError when the list of shards is not one that this run's plan could have."""
     plan = run.plan
     tasks = [row.task for row in rows]
-    sound = all(
-        0 <= row.task < plan.num_tasks
-        and row.rows == plan.rows(row.task)
-        and parse_shard_key(row.shard, plan.fp12) == (row.task, row.attempt)
-        for row in rows
-    )
+    sound = all(misfit(row, plan) is None for row in rows)
     if not sound or tasks != sorted(set(tasks)) or not (partial or len(tasks) == plan.num_tasks):
         raise DataError(
             f"{run.store.url}: the list of shards does not fit plan.json;"

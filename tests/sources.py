@@ -12,7 +12,7 @@ from nisynth.commits.audit import verify
 from nisynth.commits.records import commit_key
 from nisynth.commits.seal import seal
 from nisynth.errors import StorageError
-from nisynth.storage import ObjectInfo, Store, open_store
+from nisynth.storage import ObjectInfo, Store, check_size, open_store
 from nisynth.storage.memory import MemoryStore
 from tests.tiny import commit_all, keys, tiny_plan
 
@@ -35,11 +35,12 @@ class Source(MemoryStore):
         self.more_keys: list[str] = []
         self.dies_after = 10**9
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        check_size(f"{self.url}/{key}", self.sizes.get(key, 0), max_bytes)
         self.gets[key] += 1
         if self.gets.total() > self.dies_after:
             raise StorageError(f"{self.url}/{key}: the server is gone")
-        data = super().get(key)
+        data = super().get(key, max_bytes)
         return self.answers[key].pop(0) if self.answers.get(key) else data
 
     def size_bytes(self, key: str) -> int:

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,23 @@ def test_a_shard_of_other_labels_is_refused_though_its_hash_fits(tmp_path: Path)
         open_dataset(run.store.url, allow_partial=True).load()
 
 
-def test_a_manifest_that_does_not_fit_the_plan_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.slice(0, 3),
+        lambda table: table.set_column(3, "bytes", [[10**12] * 4]),
+        lambda table: table.set_column(6, "seed", [["00"] * 4]),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_plan_is_refused(
+    tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
     import io
 
     import pyarrow.parquet as pq
 
     run = make_run(tmp_path)
-    table = pq.read_table(io.BytesIO(run.store.get("manifest.parquet"))).slice(0, 3)
+    table = change(pq.read_table(io.BytesIO(run.store.get("manifest.parquet"))))
     sink = io.BytesIO()
     pq.write_table(table, sink)
     run.store.put("manifest.parquet", sink.getvalue())

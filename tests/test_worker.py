@@ -31,7 +31,7 @@ def pixels(url: str) -> dict[int, bytes]:
     for task in run.committed():
         commit = run.read(task)
         assert commit is not None
-        shard = run.decode(run.store.get(commit.shard))
+        shard = run.read_shard(commit)
         tensor = shard.pixels if shard.images is None else shard.images
         found[task] = tensor.numpy().tobytes() + shard.labels.numpy().tobytes()
     return found

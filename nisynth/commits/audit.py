@@ -1,15 +1,14 @@
 """Looking back at a run: `verify` judges what is committed, `redo` un-commits, `gc` sweeps losers."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from nisynth.commits.records import Commit, commit_key, quarantine_key
+from nisynth.commits.fetch import check_shard_size
+from nisynth.commits.records import commit_key, quarantine_key
 from nisynth.commits.run import Run
 from nisynth.commits.seal import READERS, delete_losers, read_commits, read_manifest, unseal
 from nisynth.errors import DataError
-from nisynth.storage import NotFound
 
 
 @dataclass(frozen=True)
@@ -84,36 +83,15 @@ def gc(run: Run) -> list[str]:
 def _judge(run: Run, task: int, deep: bool) -> list[Problem]:
     try:
         commit = run.read(task)
-    except DataError as error:
-        return [Problem(task, str(error))]
-    if commit is None:  # listed, then gone: redo was quicker
-        return []
-    if commit.rows != run.plan.rows(task) or commit.seed != run.plan[task].seed:
-        return [Problem(task, f"task {task}: rows or seed of its commit are not the plan's")]
-    try:
-        if not deep:
-            size = run.store.size_bytes(commit.shard)
-            wrong = f"has {size} bytes, its commit says {commit.bytes}" if size != commit.bytes else None
+        if commit is None:  # listed, then gone: redo was quicker
+            return []
+        if deep:
+            run.read_shard(commit)
         else:
-            wrong = _judge_content(run, commit, run.store.get(commit.shard))
-    except NotFound:
-        wrong = "is missing"
-    return [Problem(task, f"task {task}: {commit.shard} {wrong}")] if wrong else []
-
-
-def _judge_content(run: Run, commit: Commit, data: bytes) -> str | None:
-    if len(data) != commit.bytes or hashlib.sha256(data).hexdigest() != commit.sha256:
-        return "is damaged: its sha256 is not its commit's"
-    try:
-        shard = run.decode(data)
+            check_shard_size(run.store, commit)
     except DataError as error:
-        return f"does not decode: {error}"
-    labels = shard.labels.tolist()
-    if labels != run.plan.labels(commit.task)[: commit.rows].tolist():
-        return "holds other labels than the plan's"
-    if tuple(shard.pixels.shape) != (commit.rows, 3, run.plan.input_px, run.plan.input_px):
-        return f"holds images of shape {tuple(shard.pixels.shape)}"
-    return None
+        return [Problem(task, f"task {task}: {error}")]
+    return []
 
 
 def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Objects of a store that is not trusted: sizes are looked at before a download, hashes after it."""
+"""Objects of a store that is not trusted: sizes are looked at before they are read, hashes after it."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -15,39 +15,50 @@ MAX_DOCUMENT_BYTES = 1 << 24
 """No plan, commit or quarantine record is larger: the longest curves and lists of classes take a tenth."""
 
 
+def bad_shard(store: Store, row: "Commit | ManifestRow", wrong: str) -> DataError:
+    """Returns the error that says what is wrong with the shard that a commit describes, and the cure."""
+    cure = f"`nisynth redo {store.url} --task {row.task}`, then run again"
+    return DataError(f"{store.url}/{row.shard}: {wrong}; {cure}")
+
+
+def check_shard_size(store: Store, row: "Commit | ManifestRow") -> None:
+    """Raises DataError when the shard that a commit describes is missing or of another size; StorageError."""
+    try:
+        size = store.size_bytes(row.shard)
+    except NotFound:
+        raise bad_shard(store, row, "is missing") from None
+    if size != row.bytes:
+        raise bad_shard(store, row, f"is damaged: it has {size} bytes, its commit says {row.bytes}")
+
+
 def fetch_shard(store: Store, row: "Commit | ManifestRow") -> bytes:
     """Returns the shard that a commit describes, after its size and sha256 were compared with it.
 
     A second fetch tells what is damaged: the way here, or the object. Raises DataError, naming the
     shard and the cure; StorageError.
     """
-    where = f"{store.url}/{row.shard}"
-    cure = f"`nisynth redo {store.url} --task {row.task}`, then run again"
+    check_shard_size(store, row)
     try:
-        size = store.size_bytes(row.shard)
-        if size != row.bytes:
-            raise DataError(f"{where}: is damaged: it has {size} bytes, its commit says {row.bytes}; {cure}")
         for _ in range(FETCHES):
-            data = store.get(row.shard)
+            data = store.get(row.shard, row.bytes)
             if hashlib.sha256(data).hexdigest() == row.sha256:
                 return data
     except NotFound:
-        raise DataError(f"{where}: is missing; {cure}") from None
-    raise DataError(f"{where}: is damaged: its sha256 is not its commit's, in {FETCHES} fetches; {cure}")
+        raise bad_shard(store, row, "is missing") from None
+    raise bad_shard(store, row, f"is damaged: its sha256 is not its commit's, in {FETCHES} fetches")
 
 
 def fetch_document(store: Store, key: str) -> bytes | None:
-    """Returns a plan, commit or quarantine record as it is stored, None when there is none.
+    """Returns a plan, commit, quarantine record or seal as it is stored, None when there is none.
 
     Raises DataError for one that is too large to be ours; StorageError.
     """
     try:
-        size = store.size_bytes(key)
-        if size > MAX_DOCUMENT_BYTES:
-            raise DataError(
-                f"{store.url}/{key}: has {size} bytes, no document of a run has more than"
-                f" {MAX_DOCUMENT_BYTES}; it was not read"
-            )
-        return store.get(key)
+        return store.get(key, MAX_DOCUMENT_BYTES)
     except NotFound:
         return None
+
+
+def holds(store: Store, key: str, data: bytes) -> bool:
+    """Tells whether an object has these bytes, which is read only if it has as many. Raises NotFound."""
+    return store.size_bytes(key) == len(data) and store.get(key, len(data)) == data

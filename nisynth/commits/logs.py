@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from nisynth.commits.fetch import fetch_document
-from nisynth.commits.records import Commit, commit_key
+from nisynth.commits.records import Commit
 from nisynth.commits.run import Run
 
 READERS = 16
@@ -42,11 +41,8 @@ def task_log(run: Run, task: int) -> TaskLog:
     Raises ConfigError for a task that the run does not have, DataError for a damaged commit, StorageError.
     """
     run.require_task(task)
-    key = commit_key(run.plan.fp12, task)
-    data = fetch_document(run.store, key)
-    if data is not None:
-        return TaskLog(task, "committed", commit=Commit.from_json(data, key, run.plan.fingerprint))
-    return _quarantine_log(run, task)
+    commit = run.read(task)
+    return _quarantine_log(run, task) if commit is None else TaskLog(task, "committed", commit=commit)
 
 
 def quarantine_logs(run: Run) -> list[TaskLog]:

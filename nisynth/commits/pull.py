@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nisynth.commits.fetch import fetch_document, fetch_shard
-from nisynth.commits.records import Commit, commit_key, shard_key
+from nisynth.commits.fetch import fetch_document, fetch_shard, holds
+from nisynth.commits.records import Commit, commit_key
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
 from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
@@ -35,7 +35,6 @@ WORKERS = 8
 _FOLDERS = (".tmp", "commits", "data")
 _FILES = (PLAN_KEY, MANIFEST_KEY, CARD_KEY, SUCCESS_KEY)
 _AHEAD = 4
-_SHARD_OVERHEAD_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,16 @@ def _begin_copy(root: Path, run: Run, plan_data: bytes) -> Run:
     store = LocalStore(str(root))
     store.list()  # refuses a file
     names = _names(root)
-    held = fetch_document(store, PLAN_KEY)
-    if held is None:
+    if fetch_document(store, PLAN_KEY) is None:
         if names - {".tmp"}:
             raise PlanMismatch(f"{root}: not empty, and holds no run (no plan.json); name another folder")
         with suppress(AlreadyExists):  # another pull began the same copy: read what it wrote
             store.create(PLAN_KEY, plan_data)
-        held = store.get(PLAN_KEY)
-    plan = parse_plan(store.url, held)
-    if plan.fingerprint != run.plan.fingerprint:
-        fields = "; ".join(differing_fields(run.plan.identity, plan.identity))
+    copy = Run.open(store)
+    if copy.plan.fingerprint != run.plan.fingerprint:
+        fields = "; ".join(differing_fields(run.plan.identity, copy.plan.identity))
         raise PlanMismatch(f"{root}: holds another run than {run.store.url}: {fields}. Name another folder")
-    return Run(store, plan)
+    return copy
 
 
 def _names(root: Path) -> set[str]:
@@ -199,8 +196,7 @@ def _copy_task(run: Run, copy: Run, task: int) -> int:
     data = fetch_document(run.store, key)
     if data is None:
         raise IncompleteRun(f"{run.store.url}/{key}: was removed during the pull; pull again later")
-    commit = Commit.from_json(data, key, run.plan.fingerprint)
-    _hold_to_plan(run, commit)
+    commit = Commit.from_json(data, key, run.plan)
     held = fetch_document(copy.store, key)
     if held is not None and held != data:
         raise _other_commit(copy, key, task)
@@ -209,25 +205,9 @@ def _copy_task(run: Run, copy: Run, task: int) -> int:
         try:
             copy.store.create(key, data)
         except AlreadyExists:
-            if copy.store.get(key) != data:
+            if not holds(copy.store, key, data):
                 raise _other_commit(copy, key, task) from None
     return fetched
-
-
-def _hold_to_plan(run: Run, commit: Commit) -> None:
-    """Raises DataError for a commit that is sound in itself and that no worker of this plan writes."""
-    plan, task = run.plan, commit.task
-    if commit.rows != plan.rows(task) or commit.seed != plan[task].seed:
-        wrong = "its rows or seed are not the plan's"
-    elif commit.shard != shard_key(plan.fp12, task, commit.attempt, plan.format):
-        wrong = f"its shard is no {plan.format} file"
-    elif commit.bytes > commit.rows * (12 * plan.input_px**2 + 1024) + _SHARD_OVERHEAD_BYTES:
-        # float32 pixels, or PNG, whose worst case is less
-        wrong = f"its shard has {commit.bytes} bytes, more than {commit.rows} images can take"
-    else:
-        return
-    cure = f"`nisynth redo {run.store.url} --task {task}`, then run again"
-    raise DataError(f"{run.store.url}/{commit_key(plan.fp12, task)}: {wrong}; {cure}")
 
 
 def _other_commit(copy: Run, key: str, task: int) -> PlanMismatch:
@@ -240,7 +220,7 @@ def _other_commit(copy: Run, key: str, task: int) -> PlanMismatch:
 def _copy_shard(run: Run, copy: Run, commit: Commit) -> int:
     try:
         if copy.store.size_bytes(commit.shard) == commit.bytes:
-            there = hashlib.sha256(copy.store.get(commit.shard)).hexdigest()
+            there = hashlib.sha256(copy.store.get(commit.shard, commit.bytes)).hexdigest()
             if there == commit.sha256:
                 return 0
         wrong = True

@@ -9,9 +9,13 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nisynth.errors import DataError
+from nisynth.plan import Plan
+
+if TYPE_CHECKING:
+    from nisynth.commits.seal import ManifestRow
 
 SCHEMA_VERSION = 1
 
@@ -21,6 +25,7 @@ Outcome = Literal["mine", "other", "unknown"]
 _ATTEMPT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-([0-9]{{8}})-({_ATTEMPT})\.(parquet|npz)")
 _TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-([0-9]{8})\.json")
+_SHARD_OVERHEAD_BYTES = 1 << 26
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("task", "bytes", "rows", "seed"), int),
     **dict.fromkeys(("shard", "sha256", "device"), str),
@@ -56,6 +61,21 @@ def parse_shard_key(key: str, fp12: str) -> tuple[int, str] | None:
     return (int(match[2]), match[3]) if match and match[1] == fp12 else None
 
 
+def misfit(row: "Commit | ManifestRow", plan: Plan) -> str | None:
+    """Returns why no worker of this plan wrote the record of a shard, None when one may have."""
+    if not 0 <= row.task < plan.num_tasks:
+        return f"task {row.task}, the run has tasks 0..{plan.num_tasks - 1}"
+    if row.rows != plan.rows(row.task) or row.seed != plan[row.task].seed:
+        return "its rows or seed are not the plan's"
+    named = parse_shard_key(row.shard, plan.fp12)
+    if named != (row.task, row.attempt) or not row.shard.endswith(f".{plan.format}"):
+        return f"names shard {row.shard[:80]!r}, which is not its attempt's {plan.format} file"
+    # float32 pixels, or PNG, whose worst case is less
+    if row.bytes > row.rows * (12 * plan.input_px**2 + 1024) + _SHARD_OVERHEAD_BYTES:
+        return f"its shard has {row.bytes} bytes, more than {row.rows} images can take"
+    return None
+
+
 @dataclass(frozen=True)
 class Commit:
     """The shard's manifest: the record that makes one attempt's shard part of the run.
@@ -86,8 +106,8 @@ class Commit:
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
 
     @classmethod
-    def from_json(cls, data: builtins.bytes, key: str, fingerprint: str) -> "Commit":
-        """Returns the commit stored at `key`. Raises DataError when it is not a sound one of this run."""
+    def from_json(cls, data: builtins.bytes, key: str, plan: Plan) -> "Commit":
+        """Returns the commit stored at `key`. Raises DataError when it is not a sound one of this plan."""
         try:
             document = json.loads(data)
             if not isinstance(document, dict):
@@ -98,26 +118,24 @@ class Commit:
             raise DataError(
                 f"{key}: not a commit (damaged JSON); `nisynth redo URL --bad` removes it"
             ) from None
-        problem = commit._problem(key, fingerprint)
+        problem = commit._problem(key, plan)
         if problem:
             raise DataError(f"{key}: {problem}; `nisynth redo URL --bad` removes it")
         return commit
 
-    def _problem(self, key: str, fingerprint: str) -> str | None:
+    def _problem(self, key: str, plan: Plan) -> str | None:
         for name, kind in _TYPES.items():
             if type(getattr(self, name)) is not kind:
                 return f"{name} is not {kind.__name__}"
         if self.schema_version != SCHEMA_VERSION:
             return f"schema_version {self.schema_version!r}, this version reads {SCHEMA_VERSION}"
-        if self.fingerprint != fingerprint:
+        if self.fingerprint != plan.fingerprint:
             return "of another fingerprint"
-        if key != commit_key(fingerprint[:12], self.task):
+        if key != commit_key(plan.fp12, self.task):
             return f"says it is task {self.task}"
-        if parse_shard_key(self.shard, fingerprint[:12]) != (self.task, self.attempt):
-            return f"names shard {self.shard[:80]!r}, which is not its attempt's"
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             return "sha256 is not 64 hex digits"
-        return self._problem_of_figures()
+        return misfit(self, plan) or self._problem_of_figures()
 
     def _problem_of_figures(self) -> str | None:
         numbers = [self.finished_at, self.figures.get("teacher_accuracy", 0.0), *self.timings_s.values()]

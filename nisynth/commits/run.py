@@ -7,9 +7,9 @@ completion, an ETag, or a clock; the first commit of a task wins, and every late
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nisynth.commits.fetch import fetch_document
+from nisynth.commits.fetch import bad_shard, fetch_document, fetch_shard, holds
 from nisynth.commits.records import (
     Commit,
     Outcome,
@@ -22,7 +22,10 @@ from nisynth.commits.records import (
 from nisynth.errors import ConfigError, DataError, PlanMismatch, StorageError
 from nisynth.plan import Plan, differing_fields
 from nisynth.shards import Shard, decode
-from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
+from nisynth.storage import AlreadyExists, OutcomeUnknown, Store
+
+if TYPE_CHECKING:
+    from nisynth.commits.seal import ManifestRow
 
 PLAN_KEY = "plan.json"
 SUCCESS_KEY = "_SUCCESS"
@@ -45,7 +48,7 @@ class Run:
         """
         data = json.dumps(plan.document, sort_keys=True, indent=1).encode()
         for _ in range(TRIES):
-            existing = _get(store, PLAN_KEY)
+            existing = fetch_document(store, PLAN_KEY)
             if existing is not None:
                 return cls(store, _same_plan(store.url, plan, existing))
             if next(iter(store.list("commits/")), None) is not None:
@@ -62,7 +65,7 @@ class Run:
     @classmethod
     def open(cls, store: Store) -> "Run":
         """Returns the run that the store holds. Raises PlanMismatch when it holds none, DataError."""
-        existing = _get(store, PLAN_KEY)
+        existing = fetch_document(store, PLAN_KEY)
         if existing is None:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
         return cls(store, parse_plan(store.url, existing))
@@ -70,7 +73,7 @@ class Run:
     @property
     def sealed(self) -> bool:
         """True when `_SUCCESS` says that the run was complete."""
-        return _get(self.store, SUCCESS_KEY) is not None
+        return fetch_document(self.store, SUCCESS_KEY) is not None
 
     def require_task(self, task: int) -> None:
         """Raises ConfigError for a number that is no task of the run."""
@@ -101,7 +104,7 @@ class Run:
                 return key
             except AlreadyExists:
                 # The key holds this attempt's uuid: nobody else writes it, so an earlier try did.
-                if self.store.get(key) == data:
+                if holds(self.store, key, data):
                     return key
                 raise StorageError(
                     f"{self.store.url}/{key}: another object holds this attempt's key"
@@ -127,8 +130,6 @@ class Run:
             except (AlreadyExists, OutcomeUnknown):
                 try:
                     winner = self.read(record.task)
-                except DataError:
-                    raise
                 except StorageError:
                     continue
             if winner is None:
@@ -140,10 +141,10 @@ class Run:
         return "unknown"
 
     def read(self, task: int) -> Commit | None:
-        """Returns the task's commit, None when there is none. Raises DataError when it is damaged."""
+        """Returns the task's commit, None when there is none. Raises DataError for one that is not sound."""
         key = commit_key(self.plan.fp12, task)
-        data = _get(self.store, key)
-        return None if data is None else Commit.from_json(data, key, self.plan.fingerprint)
+        data = fetch_document(self.store, key)
+        return None if data is None else Commit.from_json(data, key, self.plan)
 
     def quarantine(self, task: int, failures: list[dict[str, Any]]) -> bool:
         """Records that the task is given up on, with what happened; False when it is committed after all."""
@@ -170,17 +171,33 @@ class Run:
             record = None
         return record if isinstance(record, dict) else {"failures": [], "damaged": True}
 
-    def decode(self, data: bytes) -> Shard:
-        """Returns one of this run's shards, decoded and held to the plan. Raises DataError."""
+    def read_shard(self, row: "Commit | ManifestRow") -> Shard:
+        """Returns the shard that a commit describes: fetched, hashed, decoded and held to the plan.
+
+        Raises DataError, naming the shard and the cure; StorageError.
+        """
+        return self.decode(row, fetch_shard(self.store, row))
+
+    def decode(self, row: "Commit | ManifestRow", data: bytes) -> Shard:
+        """Returns the shard that the bytes hold. Raises DataError when it is not what the plan says."""
         plan = self.plan
-        return decode(
-            data,
-            plan.format,
-            normalization=plan.normalization,
-            pixels=plan.pixels,
-            num_classes=plan.num_classes,
-            max_px=plan.input_px,
-        )
+        try:
+            shard = decode(
+                data,
+                plan.format,
+                normalization=plan.normalization,
+                pixels=plan.pixels,
+                num_classes=plan.num_classes,
+                max_px=plan.input_px,
+            )
+        except DataError as error:
+            raise bad_shard(self.store, row, f"does not decode: {error}") from None
+        shape, planned = tuple(shard.pixels.shape), (row.rows, 3, plan.input_px, plan.input_px)
+        if shape != planned:
+            raise bad_shard(self.store, row, f"holds images of shape {shape}, the plan's are {planned}")
+        if shard.labels.tolist() != plan.labels(row.task)[: row.rows].tolist():
+            raise bad_shard(self.store, row, "holds other labels than the plan's")
+        return shard
 
     def retry(self) -> list[int]:
         """Lifts every quarantine, so that the next run tries those tasks again; returns them."""
@@ -194,13 +211,6 @@ class Run:
             parse_task_key(info.key, self.plan.fp12) for info in self.store.list(f"{prefix}{self.plan.fp12}-")
         )
         return {task for task in keys if task is not None and task < self.plan.num_tasks}
-
-
-def _get(store: Store, key: str) -> bytes | None:
-    try:
-        return store.get(key)
-    except NotFound:
-        return None
 
 
 def parse_plan(url: str, data: bytes) -> Plan:

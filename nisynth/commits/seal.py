@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, holds
 from nisynth.commits.records import Commit
 from nisynth.commits.run import SUCCESS_KEY, Run
 from nisynth.errors import DataError, IncompleteRun, StorageError, one_line
@@ -25,6 +26,7 @@ CARD_KEY = "README.md"
 READERS = 16
 TRIES = 5
 _READ_AT_ONCE = 4096
+_ROW_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,8 @@ def read_manifest(run: Run) -> list[ManifestRow]:
     Raises IncompleteRun when the run is not sealed, DataError when the manifest is damaged.
     """
     try:
-        expected = run.store.get(SUCCESS_KEY).decode(errors="replace").strip()
-        data = run.store.get(MANIFEST_KEY)
+        expected = run.store.get(SUCCESS_KEY, MAX_DOCUMENT_BYTES).decode(errors="replace").strip()
+        data = run.store.get(MANIFEST_KEY, MAX_DOCUMENT_BYTES + _ROW_BYTES * run.plan.num_tasks)
     except NotFound:
         raise IncompleteRun(
             f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume,"
@@ -182,7 +184,7 @@ def _create_same(store: Store, key: str, data: bytes) -> None:
             return
         except (AlreadyExists, OutcomeUnknown):
             try:
-                if store.get(key) == data:
+                if holds(store, key, data):
                     return
             except NotFound:
                 continue

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nisynth.commits import Run
-from nisynth.errors import ConfigError, DataError, IncompleteRun
+from nisynth.errors import ConfigError, IncompleteRun
 from nisynth.report.contact_sheet import contact_sheet
 from nisynth.report.pictures import write_png
 
@@ -51,12 +51,7 @@ def _read(run: Run, task: int) -> tuple[Tensor, Tensor] | None:
     commit = run.read(task)
     if commit is None:  # listed, then gone: redo was quicker
         return None
-    try:
-        shard = run.decode(run.store.get(commit.shard))
-    except DataError as error:
-        raise DataError(
-            f"{run.store.url}/{commit.shard}: {error}; `nisynth redo {run.store.url} --bad`"
-        ) from None
+    shard = run.read_shard(commit)
     return shard.pixels, shard.labels
 
 

@@ -157,16 +157,16 @@ def test_no_more_shards_are_in_memory_than_workers(tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=60)
 
     class Counting(Source):
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, max_bytes: int | None = None) -> bytes:
             if not key.startswith("data/"):
-                return super().get(key)
+                return super().get(key, max_bytes)
             with lock:
                 now[0] += 1
                 most[0] = max(most[0], now[0])
             both.wait()  # passes only when two fetch at once
             with lock:
                 now[0] -= 1
-            return super().get(key)
+            return super().get(key, max_bytes)
 
     source = Counting()
     source.url = run.store.url

@@ -80,7 +80,7 @@ def test_what_is_too_large_is_refused_before_it_is_downloaded(tmp_path: Path) ->
     assert is_sound(tmp_path / "copy", TASKS - 3)
     source.sizes = {"plan.json": MAX_DOCUMENT_BYTES + 1}
     source.gets.clear()
-    with pytest.raises(DataError, match=r"plan\.json: has \d+ bytes, no document of a run has more"):
+    with pytest.raises(DataError, match=r"plan\.json: has \d+ bytes, no more than \d+ can belong there"):
         pull(source, str(tmp_path / "other"))
     assert source.gets.total() == 0
 

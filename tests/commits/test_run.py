@@ -126,10 +126,10 @@ def test_unknown_leaves_the_shard(plan: Plan) -> None:
 
 def test_an_attempt_that_no_reader_can_settle_is_unknown(plan: Plan) -> None:
     class Unreadable(FlakyStore):
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, max_bytes: int | None = None) -> bytes:
             if key.startswith("commits/"):
                 raise StorageError("503")
-            return super().get(key)
+            return super().get(key, max_bytes)
 
     run = Run.join(Unreadable(*[done_but_answer_lost] * 5), plan)
     record = fake_commit(run, 0, str(uuid4()))

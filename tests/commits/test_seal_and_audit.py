@@ -137,7 +137,8 @@ def test_verify_finds_a_forged_shard_with_a_matching_commit(run: Run) -> None:
     commit_all(run, [0])
     other = tiny_labels(run)
     run.store.put(other.shard, run.store.get(other.shard))
-    assert verify(run, deep=True).problems[0].text.endswith("holds other labels than the plan's")
+    assert "task 1: " in (text := verify(run, deep=True).problems[0].text)
+    assert f"{other.shard}: holds other labels than the plan's; `nisynth redo" in text
 
 
 def tiny_labels(run: Run):  # type: ignore[no-untyped-def]
