@@ -116,6 +116,16 @@ def test_plan_needs_no_store_and_tells_what_is_committed(config: Path, finished:
     assert told["committed"] == 4
 
 
+def test_plan_says_that_another_configs_run_lies_at_the_url(finished: Path, tmp_path: Path) -> None:
+    asked = ["plan", finished.parent / "tiny.yaml", "--set", "run.seed=5", "--store"]
+    says(
+        nisynth(*asked, finished), 2, f"{finished}: holds a run of another config: run.seed: 0 there, 5 here."
+    )
+    told = nisynth(*asked, tmp_path / "new", "--json")
+    assert (told.returncode, json.loads(told.stdout)["committed"]) == (0, 0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_teachers_lists_the_registry() -> None:
     listed = nisynth("teachers").stdout
     for name in ("resnet18", "resnet20", "resnet34", "resnet56", "vgg11", "vgg16", "mobilenetv2"):

@@ -49,7 +49,8 @@ def plan(
         "fingerprint": planned.fingerprint,
     }
     if store:
-        facts["committed"] = len(Run(open_store(store), planned).committed())
+        begun = Run.find(open_store(store), planned)
+        facts["committed"] = len(begun.committed()) if begun is not None else 0
     if as_json:
         out.print_json(json.dumps({**facts, "identity": planned.identity}))
         return

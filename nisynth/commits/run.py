@@ -33,7 +33,7 @@ TRIES = 5
 
 
 class Run:
-    """One target set at one URL. `join` begins or resumes it; `open` reads one that exists."""
+    """One target set at one URL. `join` begins or resumes it, `find` only looks; `open` reads any."""
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store = store
@@ -48,19 +48,27 @@ class Run:
         """
         data = json.dumps(plan.document, sort_keys=True, indent=1).encode()
         for _ in range(TRIES):
-            existing = fetch_document(store, PLAN_KEY)
-            if existing is not None:
-                return cls(store, _same_plan(store.url, plan, existing))
-            if next(iter(store.list("commits/")), None) is not None:
-                raise PlanMismatch(
-                    f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL"
-                )
+            found = cls.find(store, plan)
+            if found is not None:
+                return found
             try:
                 store.create(PLAN_KEY, data)
                 return cls(store, plan)
             except (AlreadyExists, OutcomeUnknown):
                 continue
         raise StorageError(f"{store.url}: plan.json could not be created or read in {TRIES} tries; run again")
+
+    @classmethod
+    def find(cls, store: Store, plan: Plan) -> "Run | None":
+        """Returns the run of `plan` at the store, None when it is not begun. Raises as `join` does."""
+        existing = fetch_document(store, PLAN_KEY)
+        if existing is not None:
+            return cls(store, _same_plan(store.url, plan, existing))
+        if next(iter(store.list("commits/")), None) is not None:
+            raise PlanMismatch(
+                f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL"
+            )
+        return None
 
     @classmethod
     def open(cls, store: Store) -> "Run":
