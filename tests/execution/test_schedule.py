@@ -1,53 +1,14 @@
+"""Who gets which task when, what a run's clock says, and how it ends."""
+
+import sys
 import tracemalloc
-from itertools import count
+from collections import deque
 
 import pytest
 
 from nisynth.errors import BudgetExceeded, Stalled, StorageError, TaskFailure
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
-
-
-def make(num_tasks: int = 10, num_slots: int = 2, *, canary: bool = False, **rules) -> Scheduler:
-    """A scheduler with every slot live; task 0 is committed already unless the canary is the point."""
-    numbers = count()
-    scheduler = Scheduler(
-        num_tasks, num_slots, Rules(**{"deadline_floor_s": 0.0, **rules}), new_id=lambda: str(next(numbers))
-    )
-    for slot in range(num_slots):
-        scheduler.joined(slot, 0.0)
-    if not canary:
-        scheduler.committed([0], 0.0)
-    return scheduler
-
-
-def run_out(scheduler: Scheduler, now_s: float = 0.0, duration_s: float = 1.0) -> list[Attempt]:
-    """Finishes whatever is assigned until nothing is; returns the attempts in order."""
-    attempts = []
-    while batch := scheduler.assign(now_s):
-        for attempt in batch:
-            scheduler.finished(attempt, duration_s, now_s)
-        attempts += batch
-    return attempts
-
-
-def fail_until_condemned(scheduler: Scheduler, task: int, kind: str, now_s: float = 0.0) -> list[int]:
-    """Fails one task wherever it goes, finishes all others; returns the slots it failed in."""
-    slots = []
-    while task not in scheduler.condemned:
-        batch = scheduler.assign(now_s)
-        assert batch, "the task waits for ever"
-        for attempt in batch:
-            if attempt.task == task:
-                slots.append(attempt.slot)
-                scheduler.failed(attempt, kind, f"{kind} in slot {attempt.slot}", now_s)
-            else:
-                scheduler.finished(attempt, 1.0, now_s)
-    return slots
-
-
-def only(scheduler: Scheduler, num_tasks: int, task: int) -> None:
-    """Leaves one task to do."""
-    scheduler.committed(set(range(num_tasks)) - {task}, 0.0)
+from tests.schedulers import fail_until_condemned, make, run_out
 
 
 class TestOrder:
@@ -129,161 +90,6 @@ class TestCanary:
 
     def test_a_resumed_run_whose_task_0_is_committed_needs_no_canary(self):
         assert len(make().assign(0.0)) == 4
-
-
-class TestApplicationFailures:
-    def test_three_on_three_different_workers_condemn(self):
-        scheduler = make(num_tasks=40, num_slots=4)
-        slots = fail_until_condemned(scheduler, 7, "raised")
-        assert len(slots) == len(set(slots)) == 3
-        assert [failure.kind for failure in scheduler.condemned[7]] == ["raised"] * 3
-
-    def test_one_worker_alone_gets_the_task_three_times(self):
-        assert fail_until_condemned(make(num_slots=1), 7, "out_of_memory") == [0, 0, 0]
-
-    def test_with_two_workers_both_try_it_before_one_tries_again(self):
-        slots = fail_until_condemned(make(num_tasks=40, num_slots=2), 7, "raised")
-        assert set(slots[:2]) == {0, 1}
-        assert len(slots) == 3
-
-    @pytest.mark.parametrize("kind", ["not_finite", "quality_gate"])
-    def test_the_same_numeric_failure_twice_condemns_at_once(self, kind):
-        assert len(fail_until_condemned(make(num_tasks=40, num_slots=4), 7, kind)) == 2
-
-    def test_two_different_numeric_failures_leave_a_third_try(self):
-        scheduler = make(num_slots=1, in_flight=1)
-        only(scheduler, 10, 7)
-        for kind in ("not_finite", "quality_gate"):
-            (attempt,) = scheduler.assign(0.0)
-            scheduler.failed(attempt, kind, kind, 0.0)
-        assert len(scheduler.assign(0.0)) == 1
-        assert not scheduler.condemned
-
-    @pytest.mark.parametrize("kind", ["storage", "unavailable", "bystander"])
-    def test_failures_of_the_machinery_never_condemn(self, kind):
-        scheduler = make(num_slots=1, in_flight=1)
-        only(scheduler, 10, 7)
-        for _ in range(20):
-            (attempt,) = scheduler.assign(0.0)
-            scheduler.failed(attempt, kind, kind, 0.0)
-        assert not scheduler.condemned
-
-    def test_a_worker_on_which_three_tasks_in_a_row_fail_is_replaced(self):
-        scheduler = make(num_tasks=40, num_slots=2, in_flight=1)
-        for _ in range(3):
-            assert scheduler.to_kill(0.0) == []
-            for attempt in scheduler.assign(0.0):
-                if attempt.slot == 0:
-                    scheduler.failed(attempt, "raised", "CUDA error: illegal memory access", 0.0)
-                else:
-                    scheduler.finished(attempt, 1.0, 0.0)
-        ((slot, kind, _),) = scheduler.to_kill(0.0)
-        assert (slot, kind) == (0, "sick")
-        assert scheduler.lost(0, kind, "", 0.0)
-        scheduler.joined(0, 0.0)
-        assert scheduler.to_kill(0.0) == []
-
-
-class TestDeaths:
-    def die(self, scheduler: Scheduler, slot: int, kind: str = "worker_died") -> None:
-        if scheduler.lost(slot, kind, "exit code 139", 0.0):
-            scheduler.joined(slot, 0.0)
-
-    def test_the_computing_task_is_blamed_in_the_third_death_and_the_bystander_is_not(self):
-        scheduler = make(num_tasks=4, num_slots=1)
-        scheduler.committed([3], 0.0)
-        culprit, bystander = scheduler.assign(0.0)
-        self.die(scheduler, 0)
-        for _ in range(2):
-            (alone,) = scheduler.assign(0.0)
-            while alone.task != culprit.task:
-                scheduler.finished(alone, 1.0, 0.0)
-                (alone,) = scheduler.assign(0.0)
-            self.die(scheduler, 0)
-        assert set(scheduler.condemned) == {culprit.task}
-        scheduler.quarantined([culprit.task])
-        assert bystander.task in [attempt.task for attempt in run_out(scheduler)] or scheduler.done
-
-    def test_the_report_of_the_compute_lock_says_who_is_blamed(self):
-        scheduler = make(num_slots=1, deaths=1)
-        first, second = scheduler.assign(0.0)
-        scheduler.progress(0, second.task, 50, 1.0, 1.0)
-        self.die(scheduler, 0)
-        assert set(scheduler.condemned) == {second.task}
-        assert first.task not in scheduler.condemned
-
-    def test_a_report_about_a_task_that_is_not_aboard_is_ignored(self):
-        scheduler = make(num_slots=1, deaths=1)
-        first, _ = scheduler.assign(0.0)
-        scheduler.progress(0, 0, 50, 1.0, 1.0)
-        self.die(scheduler, 0)
-        assert set(scheduler.condemned) == {first.task}
-
-    def test_whoever_was_aboard_flies_alone_afterwards(self):
-        scheduler = make(num_tasks=20, num_slots=1)
-        suspects = {attempt.task for attempt in scheduler.assign(0.0)}
-        self.die(scheduler, 0)
-        for _ in range(2):
-            (attempt,) = scheduler.assign(0.0)
-            assert attempt.task in suspects
-            scheduler.finished(attempt, 1.0, 0.0)
-        assert len(scheduler.assign(0.0)) == 2
-
-    def test_a_busy_worker_drains_for_a_suspect_that_waits(self):
-        scheduler = make(num_tasks=20, num_slots=2)
-        batch = scheduler.assign(0.0)
-        suspects = {attempt.task for attempt in batch if attempt.slot == 0}
-        scheduler.lost(0, "worker_died", "", 0.0)
-        first, second = (attempt for attempt in batch if attempt.slot == 1)
-        scheduler.finished(first, 1.0, 0.0)
-        assert scheduler.assign(0.0) == []
-        scheduler.finished(second, 1.0, 0.0)
-        (attempt,) = scheduler.assign(0.0)
-        assert attempt.task in suspects
-
-    @pytest.mark.parametrize("kind", ["preempted", "node_died", "unavailable"])
-    def test_a_preempted_worker_costs_neither_the_task_nor_the_slot_anything(self, kind):
-        scheduler = make(num_slots=1)
-        for _ in range(20):
-            assert scheduler.assign(0.0)
-            assert scheduler.lost(0, kind, "", 0.0)
-            scheduler.joined(0, 0.0)
-        assert not scheduler.condemned
-        assert len(scheduler.assign(0.0)) == 2
-
-    def test_a_slot_that_dies_four_times_in_a_row_is_given_up(self):
-        scheduler = make(num_slots=2, in_flight=1)
-        alive = [scheduler.lost(0, "start_failed", "no CUDA device", 0.0) for _ in range(4)]
-        assert alive == [True, True, True, False]
-        scheduler.check(0.0)
-        assert {attempt.slot for attempt in run_out(scheduler)} == {1}
-        assert scheduler.done
-
-    def test_a_commit_between_deaths_clears_the_slot(self):
-        scheduler = make(num_tasks=20, num_slots=1, in_flight=1)
-        for _ in range(8):
-            assert scheduler.lost(0, "start_failed", "", 0.0)
-            scheduler.joined(0, 0.0)
-            (attempt,) = scheduler.assign(0.0)
-            scheduler.finished(attempt, 1.0, 0.0)
-
-    def test_tasks_that_kill_are_blamed_before_the_only_slot_is(self):
-        scheduler = make(num_tasks=7, num_slots=1, max_failed_tasks=5)
-        first, _ = scheduler.assign(0.0)
-        scheduler.finished(first, 1.0, 0.0)
-        while not scheduler.done:
-            assert scheduler.assign(0.0)
-            self.die(scheduler, 0)
-            scheduler.quarantined(list(scheduler.condemned))
-            scheduler.check(0.0)
-        assert scheduler.ledger.num_quarantined == 5
-
-    def test_work_left_and_every_slot_given_up_is_stalled_with_the_reason(self):
-        scheduler = make(num_slots=1)
-        for _ in range(4):
-            scheduler.lost(0, "start_failed", "no CUDA device\nTraceback", 0.0)
-        with pytest.raises(Stalled, match=r"9 tasks left .* start_failed: no CUDA device$"):
-            scheduler.check(0.0)
 
 
 class TestTime:
@@ -450,6 +256,30 @@ class TestEnds:
                 scheduler.finished(attempt, 1.0, 0.0)
             if scheduler.done:
                 break
+
+    def test_a_decision_costs_the_same_with_ten_workers_and_with_a_thousand(self):
+        def calls(num_slots: int) -> int:
+            """The Python functions entered in 500 turns of a driver's loop whose workers are all busy."""
+            scheduler, entered = make(num_tasks=10_000, num_slots=num_slots), 0
+            flying = deque(scheduler.assign(0.0))
+
+            def count_calls(frame: object, event: str, argument: object) -> None:
+                nonlocal entered
+                entered += event == "call"
+
+            sys.setprofile(count_calls)
+            try:
+                for turn in range(500):
+                    scheduler.check(turn / 100)
+                    scheduler.finished(flying.popleft(), 17.0, turn / 100)
+                    flying.extend(scheduler.assign(turn / 100))
+                    assert not scheduler.to_kill(turn / 100)
+            finally:
+                sys.setprofile(None)
+            assert len(flying) == 2 * num_slots
+            return entered
+
+        assert calls(1000) < 1.1 * calls(10)
 
     def test_a_million_tasks_cost_megabytes(self):
         tracemalloc.start()
