@@ -2,11 +2,12 @@
 
     python benchmarks/driver.py                  # 100,000 and 1,000,000 tasks
     python benchmarks/driver.py --tasks 5000000
+    python benchmarks/driver.py --tasks 100000 --workers 8 64 1000
 
-64 virtual workers finish each task at once. After every answer the scheduler is asked all that the driver
-asks it in one turn of its loop; a decision is one task handed out and taken back. The memory is the most
-that the process held beyond what it held before, at the end of the run, when the listing of commits, which
-a driver makes every 30 s, is longest. Each size has a process of its own.
+64 virtual workers (--workers: others) finish each task at once. After every answer the scheduler is asked
+all that the driver asks it in one turn of its loop; a decision is one task handed out and taken back. The
+memory is the most that the process held beyond what it held before, at the end of the run, when the listing
+of commits, which a driver makes every 30 s, is longest. Each row has a process of its own.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,7 @@ from nisynth.plan import Plan
 from nisynth.storage import ObjectInfo
 
 SIZES = (100_000, 1_000_000)
-WORKERS = 64
+WORKERS = (64,)
 BATCH = 256
 COMMIT_BYTES = 20_000
 
@@ -37,28 +39,32 @@ def main() -> None:
     """Prints the table, or one measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tasks", type=int, nargs="+", default=SIZES, help="sizes of runs")
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="virtual workers")
     parser.add_argument("--json", action="store_true", help="measure the first size here, print JSON")
     options = parser.parse_args()
     if options.json:
-        print(json.dumps(measure(options.tasks[0])))
+        print(json.dumps(measure(options.tasks[0], options.workers[0])))
     else:
-        print_table(options.tasks)
+        print_table(options.tasks, options.workers)
 
 
-def print_table(sizes: tuple[int, ...] = SIZES) -> None:
-    """Prints a row for each size of run."""
-    print(f"{'virtual tasks':>13}{'decisions/s':>14}{'driver MB':>12}{'of it listing':>15}{'to list s':>11}")
-    for tasks in sizes:
-        command = [sys.executable, __file__, "--json", "--tasks", str(tasks)]
+def print_table(sizes: Sequence[int] = SIZES, crews: Sequence[int] = WORKERS) -> None:
+    """Prints a row for each size of run and number of workers."""
+    print(
+        f"{'virtual tasks':>13}{'workers':>9}{'decisions/s':>14}{'driver MB':>12}"
+        f"{'of it listing':>15}{'to list s':>11}"
+    )
+    for tasks, workers in product(sizes, crews):
+        command = [sys.executable, __file__, "--json", "--tasks", str(tasks), "--workers", str(workers)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         print(
-            f"{tasks:13,}{found['decisions_per_s']:14,.0f}{found['megabytes']:12,.0f}"
+            f"{tasks:13,}{workers:9,}{found['decisions_per_s']:14,.0f}{found['megabytes']:12,.0f}"
             f"{found['megabytes_listing']:15,.0f}{found['list_s']:11.1f}"
         )
-    print(f"{'goal':>13}{'> 2,000':>14}{'< 1,000':>12}")
+    print(f"{'goal':>13}{'':9}{'> 2,000':>14}{'< 1,000':>12}")
 
 
-def measure(tasks: int) -> dict[str, float]:
+def measure(tasks: int, workers: int) -> dict[str, float]:
     """Returns what a run of so many tasks takes."""
     config = {
         "run": {"num_images": BATCH * tasks},
@@ -68,7 +74,7 @@ def measure(tasks: int) -> dict[str, float]:
     plan = plan_run(load_config(config))
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = memory("VmRSS")
-    scheduler, elapsed_s = schedule(plan)
+    scheduler, elapsed_s = schedule(plan, workers)
     scheduled, began_s = memory("VmHWM"), time.perf_counter()
 
     def listing(prefix: str) -> Iterator[ObjectInfo]:
@@ -84,11 +90,11 @@ def measure(tasks: int) -> dict[str, float]:
     }
 
 
-def schedule(plan: Plan) -> tuple[Scheduler, float]:
+def schedule(plan: Plan, workers: int) -> tuple[Scheduler, float]:
     """Returns the scheduler of a run that it has just brought to its end, and the seconds that took."""
     began_s = time.perf_counter()
-    scheduler = Scheduler(plan.num_tasks, WORKERS, now_s=began_s)
-    for slot in range(WORKERS):
+    scheduler = Scheduler(plan.num_tasks, workers, now_s=began_s)
+    for slot in range(workers):
         scheduler.joined(slot, began_s)
     flying: deque[Attempt] = deque()
     while not scheduler.done:

@@ -6,6 +6,8 @@ the plumbing. The rules are those of the Ray pattern: two tasks in flight per sl
 failures of the machinery counted apart from failures of the task, one duplicate of a straggler.
 
 A slot is a place for one worker; workers in it come and go, and a slot without one is waiting for it.
+What is asked at every turn (`assign`, `to_kill`, `check`) walks the slots only when it may find something:
+a decision costs the same with ten workers and with thousands.
 """
 
 import random
@@ -50,7 +52,6 @@ class Rules:
 
 @dataclass
 class _Slot:
-    live: bool = False
     given_up: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     reported: int | None = None
@@ -88,6 +89,10 @@ class Scheduler:
         self.rules = rules or Rules()
         self.ledger = Ledger(num_tasks, random.Random(seed), self.rules.failures, self.rules.deaths)
         self._slots = [_Slot() for _ in range(num_slots)]
+        self._live: set[int] = set()
+        self._sick: set[int] = set()
+        self._free: list[set[int]] = [set() for _ in range(self.rules.in_flight)]  # by attempts aboard
+        self._oldest_s = inf  # nothing computes since before
         self._durations: deque[float] = deque(maxlen=256)
         self._storage_failures: list[str] = []
         self._progress_s = now_s
@@ -112,7 +117,7 @@ class Scheduler:
     @property
     def num_live(self) -> int:
         """The number of slots that have a worker now."""
-        return sum(slot.live for slot in self._slots)
+        return len(self._live)
 
     @property
     def deadline_s(self) -> float:
@@ -124,7 +129,8 @@ class Scheduler:
 
     def joined(self, number: int, now_s: float) -> None:
         """Learns that a worker is ready in the slot."""
-        self._slots[number].live = True
+        self._live.add(number)
+        self._file(number)
         self._progress_s = now_s
 
     def progress(self, number: int, task: int, iteration: int, elapsed_s: float, now_s: float) -> None:
@@ -134,7 +140,8 @@ class Scheduler:
             return
         if (slot.reported, slot.iteration) != (task, iteration):
             self._progress_s = now_s
-        slot.reported, slot.iteration, slot.since_s = task, iteration, now_s - elapsed_s
+        slot.reported, slot.iteration = task, iteration
+        self._since(slot, now_s - elapsed_s)
 
     def finished(self, attempt: Attempt, duration_s: float | None, now_s: float) -> None:
         """Learns that the attempt ended with its task committed, by it or by another.
@@ -143,6 +150,7 @@ class Scheduler:
         """
         slot = self._slots[attempt.slot]
         slot.failures = slot.deaths = 0
+        self._sick.discard(attempt.slot)
         self._storage_failures.clear()
         if duration_s is not None:
             self._durations.append(duration_s)
@@ -152,7 +160,10 @@ class Scheduler:
     def failed(self, attempt: Attempt, kind: str, message: str, now_s: float) -> None:
         """Learns that the attempt ended without a commit, in a worker that lives on."""
         self._progress_s = now_s
-        self._slots[attempt.slot].failures += kind in FAULTS
+        slot = self._slots[attempt.slot]
+        slot.failures += kind in FAULTS
+        if slot.failures >= self.rules.slot_failures:
+            self._sick.add(attempt.slot)
         if kind == "storage":
             self.storage_failed(message)
         if kind == "quality_gate" and attempt.task == 0 and self._canary_pending:
@@ -164,7 +175,10 @@ class Scheduler:
     def lost(self, number: int, kind: str, message: str, now_s: float) -> bool:
         """Learns that the slot's worker is gone; returns whether to start another one there."""
         slot = self._slots[number]
-        slot.live, slot.failures, slot.last = False, 0, f"{kind}: {message}".splitlines()[0]
+        slot.failures, slot.last = 0, f"{kind}: {message}".splitlines()[0]
+        self._live.discard(number)
+        self._sick.discard(number)
+        self._file(number)
         slot.deaths += kind not in BLAMELESS
         culprit = slot.computing if kind in DEATHS else None
         for attempt in list(slot.attempts):
@@ -196,24 +210,23 @@ class Scheduler:
     def assign(self, now_s: float) -> list[Attempt]:
         """Returns the attempts to start now, an idle worker's first task before any worker's second."""
         started = []
-        for depth in range(self.rules.in_flight):
-            for number, slot in enumerate(self._slots):
-                if slot.live and len(slot.attempts) == depth:
-                    task = self._next_task(number)
-                    if task is not None:
-                        started.append(self._begin(task, number, now_s))
+        for numbers in self._free:
+            for number in sorted(numbers) if self._work_waits else ():
+                task = self._next_task(number)
+                if task is not None:
+                    started.append(self._begin(task, number, now_s))
         return started + self._duplicates(now_s)
 
     def to_kill(self, now_s: float) -> list[tuple[int, str, str]]:
         """Returns (slot, kind, reason) of each worker to kill and then to report as `lost`."""
-        deadline_s, doomed = self.deadline_s, []
-        for number, slot in enumerate(self._slots):
-            if slot.computing and now_s - slot.since_s > deadline_s:
-                reason = f"task {slot.computing.task} ran over its deadline of {deadline_s:.0f} s"
-                doomed.append((number, "deadline", reason))
-            elif slot.live and slot.failures >= self.rules.slot_failures:
-                doomed.append((number, "sick", f"{slot.failures} tasks in a row failed on this worker"))
-        return doomed
+        deadline_s = self.deadline_s
+        doomed = {
+            number: ("sick", f"{self._slots[number].failures} tasks in a row failed on this worker")
+            for number in self._sick
+        }
+        for _, task, number in self._computing_for(deadline_s, now_s):
+            doomed[number] = ("deadline", f"task {task} ran over its deadline of {deadline_s:.0f} s")
+        return [(number, *why) for number, why in sorted(doomed.items())]
 
     def check(self, now_s: float) -> None:
         """Raises why the run cannot go on: TaskFailure, BudgetExceeded, StorageError or Stalled."""
@@ -243,14 +256,18 @@ class Scheduler:
         return not self.ledger.is_settled(0)
 
     @property
+    def _work_waits(self) -> bool:
+        return next(self.ledger.queue(), None) is not None
+
+    @property
     def _last_words(self) -> str:
         return "; ".join(sorted({slot.last for slot in self._slots}))
 
     def _stuck(self, now_s: float) -> str:
-        busy = sorted((s.since_s, s.computing.task) for s in self._slots if s.computing)
+        busy = self._computing_for(-inf, now_s)[:5]
         if not busy:
             return f"{self.num_live} of {len(self._slots)} workers are up; {self._last_words}"
-        return "stuck: " + ", ".join(f"task {task} ({now_s - since_s:.0f} s)" for since_s, task in busy[:5])
+        return "stuck: " + ", ".join(f"task {task} ({now_s - since_s:.0f} s)" for since_s, task, _ in busy)
 
     def _next_task(self, number: int) -> int | None:
         if self._canary_pending:
@@ -266,20 +283,25 @@ class Scheduler:
         """A task that failed in this slot goes elsewhere, as long as there is an elsewhere."""
         record = self.ledger.records.get(task)
         tried = record.slots if record else ()
-        return number not in tried or all(n in tried for n, slot in enumerate(self._slots) if slot.live)
+        return number not in tried or self._live.issubset(tried)
 
     def _duplicates(self, now_s: float) -> list[Attempt]:
         """When the queue is empty: a second attempt, on an idle worker, at a straggler that never failed."""
-        idle = [number for number, slot in enumerate(self._slots) if slot.live and not slot.attempts]
-        if not idle or not self._durations or next(self.ledger.queue(), None) is not None:
+        if not self._free[0] or not self._durations or self._work_waits:
             return []
-        late_s = now_s - self.rules.duplicate_factor * statistics.median(self._durations)
-        running = sorted((s.since_s, s.computing.task) for s in self._slots if s.computing)
-        started = []
-        for since_s, task in running:
-            if idle and since_s < late_s and self._may_double(task):
-                started.append(self._begin(task, idle.pop(0), now_s))
-        return started
+        late_s = self.rules.duplicate_factor * statistics.median(self._durations)
+        doubtful = [task for _, task, _ in self._computing_for(late_s, now_s) if self._may_double(task)]
+        idle = sorted(self._free[0])
+        return [self._begin(task, number, now_s) for task, number in zip(doubtful, idle, strict=False)]
+
+    def _computing_for(self, longer_than_s: float, now_s: float) -> list[tuple[float, int, int]]:
+        """Returns (since, task, slot) of what computes for longer than that, oldest first."""
+        if now_s - self._oldest_s <= longer_than_s:
+            return []
+        slots = enumerate(self._slots)
+        busy = sorted((s.since_s, s.computing.task, number) for number, s in slots if s.computing)
+        self._oldest_s = busy[0][0] if busy else inf
+        return [entry for entry in busy if now_s - entry[0] > longer_than_s]
 
     def _may_double(self, task: int) -> bool:
         record = self.ledger.records[task]
@@ -288,14 +310,29 @@ class Scheduler:
     def _begin(self, task: int, number: int, now_s: float) -> Attempt:
         slot, attempt = self._slots[number], Attempt(self._new_id(), task, number)
         if not slot.attempts:
-            slot.since_s, slot.reported = now_s, None
+            slot.reported = None
+            self._since(slot, now_s)
         slot.attempts.append(attempt)
+        self._file(number)
         self.ledger.begin(attempt)
         return attempt
 
     def _end(self, attempt: Attempt, now_s: float, failure: Failure | None = None) -> None:
         slot = self._slots[attempt.slot]
         if slot.computing is attempt:
-            slot.since_s, slot.reported = now_s, None
+            slot.reported = None
+            self._since(slot, now_s)
         slot.attempts.remove(attempt)
+        self._file(attempt.slot)
         self.ledger.end(attempt, failure)
+
+    def _since(self, slot: _Slot, began_s: float) -> None:
+        slot.since_s, self._oldest_s = began_s, min(self._oldest_s, began_s)
+
+    def _file(self, number: int) -> None:
+        """Keeps the slot where `assign` looks for it: under the number of attempts that its worker has."""
+        for numbers in self._free:
+            numbers.discard(number)
+        aboard = len(self._slots[number].attempts)
+        if number in self._live and aboard < len(self._free):
+            self._free[aboard].add(number)
