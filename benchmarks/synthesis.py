@@ -40,7 +40,10 @@ from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import Teacher, load_teacher
 
 PUBLISHED_BATCH_SIZE, PUBLISHED_ARCH, PUBLISHED_CLASSES = 256, "resnet34", 10
-STEPS = ("folded", "identities", "statistics", "channels_last", "captured", "compiled", "activations")
+STEPS = (
+    "folded", "identities", "statistics", "channels_last", "captured", "compiled", "activations",
+    "normalization",
+)  # fmt: skip
 
 
 @dataclass

@@ -99,7 +99,8 @@ def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher):
 def test_no_step_waits_for_the_device(teacher):
     config = NaturalInversionConfig(iterations=4)
     with FLOAT32.arithmetic(teacher.device):
-        fused = FusedTeacher(teacher, torch.float32, torch.channels_last)
+        fused = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True, normalization=True)
+        assert fused.notes == []
         inversion = Inversion(config, teacher, fused, 16, FLOAT32, EAGER)
         inversion.begin(draw(task(), config, teacher), torch.from_numpy(task().labels))
         inversion.step()  # allocates Adam's state
@@ -120,6 +121,24 @@ def test_cudnns_fused_calls_give_the_same_features(teacher):
         )
     for a, b in zip(fused, separate, strict=True):
         assert float((a.float() - b.float()).norm() / b.float().norm()) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_normalization_in_one_read_gives_what_the_separate_operations_give(teacher, dtype):
+    results = []
+    for normalization in (True, False):
+        fused = FusedTeacher(
+            teacher, dtype, torch.channels_last, statistics=True, normalization=normalization
+        )
+        assert fused.notes == []
+        x = torch.randn((16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            logits, of_layers = fused.observe(x)
+        loss = logits.float().square().sum() + sum(m.square().sum() for m in of_layers)
+        results.append([logits, *of_layers, *torch.autograd.grad(loss, [x])])
+    for value, wanted in zip(*results, strict=True):
+        error = float((value.float() - wanted.float()).norm() / wanted.float().norm())
+        assert error < (1e-4 if dtype == torch.float32 else 5e-2)
 
 
 def test_out_of_memory_says_what_fits(teacher):

@@ -52,10 +52,10 @@ def _(x, other, weight, bias, stride, padding, dilation, groups):  # type: ignor
 def fuse_activations(traced: fx.GraphModule) -> None:
     """Puts each ReLU of a convolution, or of a convolution plus something, into that convolution's call."""
     for relu in list(traced.graph.nodes):
-        if not _is_relu(traced, relu):
+        if not is_relu(traced, relu):
             continue
         before = relu.args[0]
-        if _is_add(before) and len(before.users) == 1:
+        if is_add(before) and len(before.users) == 1:
             # The later of the two operands is the convolution that may swallow the sum.
             order = {node: i for i, node in enumerate(traced.graph.nodes)}
             left, right = sorted(before.args, key=lambda node: order[node])
@@ -67,13 +67,15 @@ def fuse_activations(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+def is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Tells whether a node is a ReLU, written in any of torch's ways."""
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     return node.op in ("call_function", "call_method") and node.target in _RELU
 
 
-def _is_add(node: Any) -> bool:
+def is_add(node: Any) -> bool:
+    """Tells whether something is a node that adds two nodes."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return False
     nodes = all(isinstance(arg, fx.Node) for arg in node.args)

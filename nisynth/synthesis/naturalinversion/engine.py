@@ -4,8 +4,8 @@ An `Inversion` holds one batch's weights, latents, labels, jitter table, optimiz
 loss log on the device; every task starts by writing its draws into them. A step is the same sequence of
 operations each time and reads where it is from a counter on the device. So on a GPU it is compiled once,
 captured once as a CUDA graph, and replayed, and nothing in the loop waits for the device. Speed itself
-lives next door: `fused` and `activations` (the frozen teacher), `identities` (generator and pyramid),
-`statistics` (R_BN), `precision`, `capture`; `shortcuts` names each.
+lives next door: `fused`, `activations` and `normalization` (the frozen teacher), `identities` (generator and
+pyramid), `statistics` (R_BN), `precision`, `capture`; `shortcuts` names each.
 """
 
 import gc
@@ -131,7 +131,7 @@ class Inversion:
     def _evaluate(self, jitter_1: Tensor, jitter_2: Tensor) -> Losses:
         render, shortcuts, autocast = self._render, self._shortcuts, self._precision.autocast
         g, p, joined = _image_makers(shortcuts)
-        r_bn = self._r_bn if shortcuts.statistics else None
+        r_bn = self._r_bn if self._fused.statistics else None
         with autocast(self._z.device):
             x_hat = g(render.generator, self._z, self._y_one_hot)  # line 5
         x_hat = apply_jitter(x_hat.float(), jitter_1)
@@ -283,12 +283,21 @@ class FastSynthesizer:
         activations = shortcuts.activations and not self._config.feature_gradient and dtype != torch.float32
         try:
             with self._precision.arithmetic(self._teacher.device):
-                return FusedTeacher(
-                    self._teacher, dtype, shortcuts.layout, folded=shortcuts.folded, activations=activations
+                fused = FusedTeacher(
+                    self._teacher,
+                    dtype,
+                    shortcuts.layout,
+                    folded=shortcuts.folded,
+                    activations=activations,
+                    statistics=shortcuts.statistics,
+                    normalization=shortcuts.normalization,
                 )
         except Untraceable as reason:
             self._note(f"{reason}; tasks run in the plain loop")
             return None
+        for note in fused.notes:
+            self._note(note)
+        return fused
 
     def _fitting(self, task: Task) -> int | None:
         """Returns the largest batch that should fit; None where it cannot be told (on a CPU)."""

@@ -7,7 +7,6 @@ keeps its BatchNorms, whose inputs R_BN is about. Both read at the sites of `Tea
 before they are used.
 """
 
-import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, ValuesView
@@ -19,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nisynth.errors import one_line
 from nisynth.synthesis.naturalinversion.activations import fuse_activations
+from nisynth.synthesis.naturalinversion.normalization import give_moments
 from nisynth.teachers import Teacher
 from nisynth.teachers.trace import Site
 
@@ -34,7 +34,10 @@ class FusedTeacher:
 
     folded: BatchNorms in the feature graph are. activations: and its ReLUs run with their convolutions, by
         cuDNN; such features have no gradient.
+    statistics: `observe` gives the `moments` of BatchNorm inputs instead of them. normalization: some by the
+        pass that normalizes.
     batch_norms: the teacher's, in the order in which `observe` returns their inputs.
+    notes: one line for each of these that this device cannot have, which is then left out.
     Raises Untraceable when the network cannot be traced, or when its graphs do not give what its own
     forward gives (relative error over 1e-3 on a random batch, in float32).
     """
@@ -47,18 +50,30 @@ class FusedTeacher:
         *,
         folded: bool = True,
         activations: bool = False,
+        statistics: bool = False,
+        normalization: bool = False,
     ) -> None:
+        self.batch_norms, self.statistics = teacher.batch_norms, statistics
+        self.notes: list[str] = []
+        self._dtype, self._memory_format = dtype, memory_format
         features = _trace(teacher.network, "output", teacher.tap_sites)
         if folded:
             _fold_batch_norms(features)
         observing = _trace(teacher.network, "input", teacher.batch_norm_sites)
         _compare(teacher, features, observing)
-        self.batch_norms = teacher.batch_norms
-        self._dtype, self._memory_format = dtype, memory_format
+        if statistics:
+            give_moments(observing, teacher.batch_norm_sites, fused=False)
         self._observing = _in_arithmetic(observing, dtype, memory_format)
         self._features = _in_arithmetic(features, dtype, memory_format)
         if activations:
-            self._fuse_activations(_sample(teacher))
+            fused = copy.deepcopy(self._features)
+            fuse_activations(fused)
+            self._features = self._sound(teacher, fused, self._features, "cuDNN's fused activations")
+        if statistics and normalization:
+            fused = _trace(teacher.network, "input", teacher.batch_norm_sites)
+            give_moments(fused, teacher.batch_norm_sites, fused=True)
+            fused = _in_arithmetic(fused, dtype, memory_format)
+            self._observing = self._sound(teacher, fused, self._observing, "normalization in one read")
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Returns the taps' outputs, shallow to deep, as `Teacher.features` does."""
@@ -66,7 +81,7 @@ class FusedTeacher:
         return list(values)
 
     def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns logits and the input of every BatchNorm2d, as `Teacher.observe` does."""
+        """Returns logits and the input of every BatchNorm2d, as `Teacher.observe` does, or its moments."""
         logits, *inputs = self._observing(self._cast(x))
         return logits, inputs
 
@@ -74,15 +89,23 @@ class FusedTeacher:
         return x.to(self._dtype).contiguous(memory_format=self._memory_format)
 
     @torch.no_grad()
-    def _fuse_activations(self, x: Tensor) -> None:
-        """Fuses ReLUs into convolutions, unless the device has no kernel for one of their shapes."""
-        separate, fused = self._features, copy.deepcopy(self._features)
-        fuse_activations(fused)
-        expected = separate(self._cast(x))
-        with contextlib.suppress(RuntimeError):
-            pairs = zip(fused(self._cast(x)), expected, strict=True)
-            if all(_error(value, wanted) < LARGEST_ERROR_16_BIT for value, wanted in pairs):
-                self._features = fused
+    def _sound(
+        self, teacher: Teacher, fused: fx.GraphModule, separate: fx.GraphModule, what: str
+    ) -> fx.GraphModule:
+        """Returns the fused graph, or the separate one where the device cannot run that, with a note."""
+        x = self._cast(_sample(teacher))
+        with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            expected = separate(x)
+            try:
+                values = fused(x)
+            except Exception as error:  # compilers and drivers may raise anything
+                self.notes.append(f"no {what} ({one_line(error)})")
+                return separate
+        limit = LARGEST_ERROR if self._dtype == torch.float32 else LARGEST_ERROR_16_BIT
+        if all(_error(value, wanted) < limit for value, wanted in zip(values, expected, strict=True)):
+            return fused
+        self.notes.append(f"no {what} (it does not give what the separate operations give)")
+        return separate
 
 
 class _Tracer(fx.Tracer):

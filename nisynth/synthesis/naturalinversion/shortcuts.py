@@ -13,6 +13,8 @@ class Shortcuts:
     activations: its ReLUs and residual sums inside cuDNN's convolutions (`activations`), in 16 bits.
     identities: generator and pyramid rewritten (`identities`).
     statistics: R_BN's in one pass, and all layers' at once (`statistics`).
+    normalization: the loss pass's BatchNorms, with the sums and ReLUs behind them and R_BN's moments, in one
+        read of a map (`normalization`); for maps with the channels innermost.
     channels_last: every map of teacher, generator and pyramid laid out with the channels innermost.
     compiled: torch.compile of everything up to the loss, with its backward pass.
     captured: the whole step as one CUDA graph.
@@ -22,6 +24,7 @@ class Shortcuts:
     activations: bool = True
     identities: bool = True
     statistics: bool = True
+    normalization: bool = True
     channels_last: bool = True
     compiled: bool = True
     captured: bool = True
@@ -39,4 +42,4 @@ class Shortcuts:
         gains nothing without it.
         """
         gpu = device.type == "cuda"
-        return cls(activations=gpu, channels_last=gpu, compiled=gpu, captured=gpu)
+        return cls(activations=gpu, normalization=gpu, channels_last=gpu, compiled=gpu, captured=gpu)

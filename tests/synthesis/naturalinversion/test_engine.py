@@ -7,6 +7,7 @@ size, so that the two drift apart: by 1e-6 at the first iteration and a few thou
 import functools
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from nisynth.teachers import Teacher, load_teacher
 
 TERMS = ("total", "ce", "r_bn", "tv", "l2")
 SIXTEEN_BIT = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+ON_CPU = Shortcuts.on(torch.device("cpu"))
 FLOAT32_ENGINE = EngineConfig(name="fast", precision="float32")
 
 
@@ -89,7 +91,7 @@ def test_the_first_gradient_of_every_weight_is_the_plain_loops(odd_teacher, make
     """The norm of what Adam has gathered after one step is that of the gradient, by its first moment."""
     task, config = make_task(6), NaturalInversionConfig(iterations=1, latent_dim=16)
     gradients = []
-    for shortcuts in (PLAIN_STEPS, Shortcuts.on(torch.device("cpu"))):
+    for shortcuts in (PLAIN_STEPS, ON_CPU):
         inversion = begun(odd_teacher, task, config, shortcuts)
         inversion.step()
         gradients.append([p.grad.clone() for p in inversion.parameters()])
@@ -103,6 +105,7 @@ PLAIN_STEPS = Shortcuts(
     activations=False,
     identities=False,
     statistics=False,
+    normalization=False,
     channels_last=False,
     compiled=False,
     captured=False,
@@ -110,12 +113,13 @@ PLAIN_STEPS = Shortcuts(
 
 
 def begun(teacher, task, config, shortcuts=PLAIN_STEPS, precision=FLOAT32):
-    inversion = Inversion(config, teacher, FusedTeacher(teacher), len(task.labels), precision, shortcuts)
+    fused = FusedTeacher(teacher, folded=shortcuts.folded, statistics=shortcuts.statistics)
+    inversion = Inversion(config, teacher, fused, len(task.labels), precision, shortcuts)
     inversion.begin(draw(task, config, teacher), torch.from_numpy(task.labels))
     return inversion
 
 
-@pytest.mark.parametrize("left_out", ["folded", "identities", "statistics", "channels_last"])
+@pytest.mark.parametrize("left_out", ["folded", "identities", "statistics", "normalization", "channels_last"])
 def test_it_does_without_each_shortcut(odd_teacher, make_task, left_out):
     every = {"activations": False, "channels_last": True, "compiled": False, "captured": False}
     plain, _ = synthesizers(odd_teacher)
@@ -262,7 +266,7 @@ def test_a_teacher_that_is_no_graph_runs_in_the_plain_loop_with_one_line(make_ta
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, the capture does not fail")
 def test_a_capture_that_fails_is_done_without(odd_teacher, make_task):
-    engine = fast(odd_teacher, shortcuts=Shortcuts(channels_last=False, compiled=False))
+    engine = fast(odd_teacher, shortcuts=replace(ON_CPU, captured=True))
     batch = engine.synthesize(make_task(4))
     assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)
     assert batch.figures["engine"] == "fast, float32"
@@ -275,7 +279,7 @@ def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypat
         raise FileNotFoundError("no such compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    engine = fast(odd_teacher, shortcuts=Shortcuts(channels_last=False, captured=False))
+    engine = fast(odd_teacher, shortcuts=replace(ON_CPU, compiled=True))
     batch = engine.synthesize(make_task(4))
     torch._dynamo.reset()
     assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)

@@ -61,7 +61,9 @@ def begun(monkeypatch, make_task, precision, **options):
     task = make_task(8, num_classes=10)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         teacher = load_teacher(arch="resnet20")
-        fused = FusedTeacher(teacher, precision.dtype, torch.channels_last)
+        fused = FusedTeacher(
+            teacher, precision.dtype, torch.channels_last, statistics=True, normalization=True
+        )
         draws = draw(task, config, teacher)
     if precision.dtype != torch.float32 and not config.feature_gradient:
         fuse_activations(fused._features)
@@ -97,7 +99,7 @@ def test_a_step_never_asks_the_gpu_for_a_number(monkeypatch, fake_gpu, make_task
     with Outputs() as outputs:
         inversion.step()
     assert set().union(*outputs.seen.values()) == {GPU}
-    assert {"convolution", "_fused_adam_", "index_copy_", "index_select"} <= outputs.seen.keys()
+    assert {"norm_relu", "convolution", "_fused_adam_", "index_copy_", "index_select"} <= outputs.seen.keys()
     assert ("conv_add_relu" in outputs.seen) == (precision is BFLOAT16 and "feature_gradient" not in options)
 
 

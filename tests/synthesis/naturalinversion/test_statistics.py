@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution
+from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments
 from nisynth.synthesis.priors import feature_distribution
 
 SHAPES = ((5, 7, 6, 6), (5, 3, 6, 6), (5, 11, 3, 3))
@@ -20,6 +20,17 @@ def remembering(mean, var):
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
     return norm
+
+
+def distance(norms, inputs, multiplier=1.0):
+    """R_BN of these inputs, through their moments."""
+    of_inputs = [moments(x, norm.running_mean) for x, norm in zip(inputs, norms, strict=True)]
+    return FeatureDistribution(norms, multiplier)(of_inputs)
+
+
+def gaps(norm, x):
+    """The one layer's gaps: of its means, of its variances."""
+    return FeatureDistribution([norm]).gaps([moments(x, norm.running_mean)])
 
 
 def layers(dtype=torch.float32):
@@ -41,7 +52,7 @@ def test_it_is_the_definition(multiplier):
     inputs = [x.requires_grad_() for x in inputs]
     definition = feature_distribution(inputs, norms, first_bn_multiplier=multiplier)
     expected = torch.autograd.grad(definition, inputs)
-    ours = FeatureDistribution(norms, multiplier)(inputs)
+    ours = distance(norms, inputs, multiplier)
     torch.testing.assert_close(ours, definition, rtol=2e-6, atol=0)
     for gradient, wanted in zip(torch.autograd.grad(ours, inputs), expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-7)
@@ -49,25 +60,23 @@ def test_it_is_the_definition(multiplier):
 
 def test_the_gradient_is_the_derivative():
     norms, inputs = layers(torch.float64)
-    r_bn = FeatureDistribution(norms, 2.0)
     inputs = [x[:2, :, :2, :2].clone().requires_grad_() for x in inputs]
-    assert torch.autograd.gradcheck(lambda *xs: r_bn(xs), inputs)
+    assert torch.autograd.gradcheck(lambda *xs: distance(norms, xs, 2.0), inputs)
 
 
 def test_a_mean_far_from_zero_costs_nothing_where_the_teacher_remembers_it():
     x = 1000 + 0.1 * values(8, 2, 8, 8, dtype=torch.float64)
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    near = FeatureDistribution([remembering(torch.full((2,), 1000.05), torch.zeros(2))])
-    var_gaps, mean_gaps = near.gaps([x.float()])
+    mean_gaps, var_gaps = gaps(remembering(torch.full((2,), 1000.05), torch.zeros(2)), x.float())
     torch.testing.assert_close(var_gaps.double(), var, rtol=1e-3, atol=0)
     torch.testing.assert_close(mean_gaps.double(), mean - 1000.05, rtol=0, atol=1e-4)
-    far = FeatureDistribution([remembering(torch.zeros(2), torch.zeros(2))])
-    assert not torch.allclose(far.gaps([x.float()])[0].double(), var, rtol=0.1)
+    far = gaps(remembering(torch.zeros(2), torch.zeros(2)), x.float())[1]
+    assert not torch.allclose(far.double(), var, rtol=0.1)
 
 
 def test_a_variance_is_never_below_zero():
-    r_bn = FeatureDistribution([remembering(torch.tensor([0.3]), torch.tensor([2.0]))])
-    var_gaps, mean_gaps = r_bn.gaps([torch.full((4, 1, 3, 3), 0.1)])
+    norm = remembering(torch.tensor([0.3]), torch.tensor([2.0]))
+    mean_gaps, var_gaps = gaps(norm, torch.full((4, 1, 3, 3), 0.1))
     assert float(var_gaps) == pytest.approx(-2, abs=1e-7)
     assert float(var_gaps) >= -2
     assert float(mean_gaps) == pytest.approx(-0.2)
@@ -75,7 +84,7 @@ def test_a_variance_is_never_below_zero():
 
 def test_where_nothing_is_amiss_the_gradient_is_zero():
     x = torch.tensor([-1.0, 1.0]).repeat(8).view(4, 1, 2, 2).requires_grad_()
-    r_bn = FeatureDistribution([remembering(torch.zeros(1), torch.ones(1))])([x])
+    r_bn = distance([remembering(torch.zeros(1), torch.ones(1))], [x])
     assert float(r_bn.detach()) == 0
     torch.autograd.backward(r_bn)
     assert torch.equal(x.grad, torch.zeros_like(x))
@@ -84,7 +93,7 @@ def test_where_nothing_is_amiss_the_gradient_is_zero():
 def test_sixteen_bit_input_is_summed_in_float32_and_gets_a_sixteen_bit_gradient():
     norms, inputs = layers()
     inputs = [x.bfloat16().requires_grad_() for x in inputs]
-    r_bn = FeatureDistribution(norms)(inputs)
+    r_bn = distance(norms, inputs)
     assert r_bn.dtype == torch.float32
     exact = feature_distribution([x.detach().double().float() for x in inputs], norms)
     torch.testing.assert_close(r_bn, exact, rtol=1e-5, atol=1e-6)
