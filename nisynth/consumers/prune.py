@@ -91,6 +91,8 @@ class PruneConfig:
             raise ConfigError(f"ratios: {list(self.ratios)} name one twice")
         if not self.temperature > 0:
             raise ConfigError(f"temperature: {self.temperature} is not above 0")
+        if not self.checkpoint_minutes >= 0:
+            raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
 
 
 def prune(config: PruneConfig, *, say: Say = silent) -> PruneReport:

@@ -208,6 +208,7 @@ def test_what_does_not_fit_together(config: PruneConfig, tmp_path: Path) -> None
         ({"ratios": (0.5, 1.0)}, r"ratios: \[0.5, 1.0\] are not shares"),
         ({"ratios": (0.5, 0.5)}, r"name one twice"),
         ({"temperature": 0.0}, r"temperature: 0.0 is not above 0"),
+        ({"checkpoint_minutes": -1.0}, r"checkpoint_minutes: -1.0 is negative"),
     ],
 )
 def test_values_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
