@@ -6,7 +6,7 @@ continues from its own checkpoint at the output URL, so Ray has nothing to store
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -17,11 +17,12 @@ from ray.util.queue import Empty, Queue
 
 from nisynth.consumers.narration import Say, silent
 from nisynth.consumers.student import Job, JobConfig, train_student
-from nisynth.consumers.student_report import StudentReport
+from nisynth.consumers.student_report import StudentReport, stored_report
 from nisynth.consumers.training import workers
-from nisynth.errors import ConfigError, NisynthError, Stalled, one_line
+from nisynth.errors import ConfigError, NisynthError, Stalled, Stopped, one_line
 from nisynth.execution import ExecutionConfig
-from nisynth.execution.cluster import connected, resources
+from nisynth.execution.cluster import connected, resources, sigterm_noted
+from nisynth.storage import open_store
 
 TRIES = 3
 POLL_S = 1.0
@@ -29,44 +30,58 @@ Config = TypeVar("Config", bound=JobConfig)
 
 
 def train_with_ray(
-    prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say
+    prepare: Callable[[Config], Job],
+    config: Config,
+    identity: Mapping[str, Any],
+    address: str | None,
+    say: Say,
 ) -> StudentReport:
     """Returns the report of the student that `config.workers` workers trained together.
 
-    prepare: makes the job of a config, in every worker. address: a cluster's `host:port` or `auto`; None is
-    RAY_ADDRESS where it is set, as inside a Ray job, else a cluster of this machine's own.
-    Raises what a worker raises, and Stalled when workers die again and again.
+    prepare: makes the job of a config, in every worker. identity: of that job. address: a cluster's
+    `host:port` or `auto`; None is RAY_ADDRESS where it is set, as inside a Ray job, else a cluster of this
+    machine's own.
+    Raises what a worker raises, Stalled when workers die again and again, and Stopped after SIGTERM.
     """
     if config.train.batch_size % config.workers:
         raise ConfigError(
             f"workers: {config.workers} do not divide train.batch_size {config.train.batch_size};"
             " each takes an equal part"
         )
-    with connected(address, ExecutionConfig(workers=config.workers)):
+    with connected(address, ExecutionConfig(workers=config.workers)), sigterm_noted() as sigterm:
         lines = Queue(actor_options={"num_cpus": 0})
         for number in range(1, TRIES + 1):
             try:
-                return _fit(prepare, config, lines, say)
+                return _fit(prepare, config, lines, sigterm, say)
             except TrainingFailedError as error:
                 problem = _ours(error)
+            done = stored_report(open_store(config.output), identity)
+            if done is not None:  # a worker died after the last thing there was to do
+                return done
             say(f"try {number} of {TRIES} failed ({problem}); the next one begins at the last checkpoint")
     raise Stalled(f"{config.output}: {TRIES} tries failed, the last by {problem}; run again to resume")
 
 
-def _fit(prepare: Callable[[Config], Job], config: Config, lines: Queue, say: Say) -> StudentReport:
+def _fit(
+    prepare: Callable[[Config], Job], config: Config, lines: Queue, sigterm: threading.Event, say: Say
+) -> StudentReport:
     def loop() -> Any:
         if torch.cuda.is_available():
             torch.cuda.set_device(get_device())
         return train_student(prepare(config), lines.put if workers()[0] == 0 else silent)
 
-    with tempfile.TemporaryDirectory() as folder:
+    use_gpu = config.wait_for_gpus or resources()["GPU"] > 0
+    # Of a training that is stopped, Ray may still write there while the folder goes.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             loop,
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=resources()["GPU"] > 0),
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
         )
         outcome = _in_thread(trainer.fit)
         while True:
+            if sigterm.is_set():
+                raise Stopped("stopped by SIGTERM; run again to resume")
             try:
                 say(lines.get(timeout=POLL_S))
             except Empty:

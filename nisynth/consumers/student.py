@@ -47,8 +47,9 @@ class JobConfig:
 
     data: the run's URL. output: where the result goes, a URL that every worker reaches. test_set: real
     images to measure on every `evaluate_every` epochs and at the end; nothing is ever selected by it.
-    checkpoint_minutes: between two saves. workers: processes, one GPU each where there are GPUs; above 1
-    through Ray Train. allow_partial: train on what an incomplete run has committed.
+    checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each where
+    the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster that
+    adds such nodes on demand. allow_partial: train on what an incomplete run has committed.
     """
 
     data: str = ""
@@ -59,6 +60,7 @@ class JobConfig:
     evaluate_every: int = 10
     checkpoint_minutes: float = 5.0
     workers: int = 1
+    wait_for_gpus: bool = False
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ def run_job(prepare: Callable[[Config], Job], config: Config, address: str | Non
     if config.workers > 1:
         from nisynth.consumers.ray_train import train_with_ray
 
-        return train_with_ray(prepare, config, address, say)
+        return train_with_ray(prepare, config, job.identity, address, say)
     report = train_student(job, say)
     assert report is not None
     return report

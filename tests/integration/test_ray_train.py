@@ -1,19 +1,33 @@
 """Several workers under Ray Train train the student that one process would."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import yaml
 from safetensors.torch import load_file
 
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.config import load_consumer_config
+from nisynth.consumers import ray_train
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.errors import ConfigError, DataError
 from nisynth.storage import open_store
-from tests.tiny import commit_all, tiny_config, tiny_plan
+from tests.processes import kill_9, wait_until
+from tests.tiny import TinyNet, commit_all, tiny_config, tiny_plan
+
+REPO = Path(__file__).resolve().parents[2]
 
 # Ray warns itself of settings of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -28,8 +42,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
-    values = {
+def values(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return {
         "data": str(world / "run"),
         "output": str(output),
         "teacher": tiny_config(world).to_dict()["teacher"],
@@ -37,7 +51,31 @@ def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
         "train": {"epochs": 3, "batch_size": 16, "lr": 0.05},
         **changes,
     }
-    return load_consumer_config(DistillConfig, values, kind="distil")
+
+
+def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
+    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distil")
+
+
+class Endless(TinyNet):
+    """A student that takes an hour for a step: the driver hears nothing and waits inside Ray."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            time.sleep(3600)
+        return super().forward(x)
+
+
+def dies_when_done(num_classes: int, output: str) -> TinyNet:
+    """A student whose second worker dies as soon as the result is stored."""
+
+    def wait_and_die() -> None:
+        wait_until((Path(output) / "result.json").exists)
+        kill_9({os.getpid()})
+
+    if dist.is_initialized() and dist.get_rank() == 1:
+        threading.Thread(target=wait_and_die, daemon=True).start()
+    return TinyNet(num_classes)
 
 
 def test_two_workers_give_the_one_process_result(ray_cluster: str, world: Path, tmp_path: Path) -> None:
@@ -64,8 +102,6 @@ def test_two_workers_give_the_one_process_result(ray_cluster: str, world: Path, 
 def test_an_error_of_a_worker_is_the_one_line_it_would_be_here(
     ray_cluster: str, world: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(world / "run", tmp_path / "run")
     shard = next((tmp_path / "run/data").iterdir())
     shard.write_bytes(b"no shard")
@@ -76,3 +112,62 @@ def test_an_error_of_a_worker_is_the_one_line_it_would_be_here(
 def test_workers_that_do_not_divide_the_batch_are_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"workers: 3 do not divide train.batch_size 16"):
         distill(config(world, tmp_path / "out", workers=3))
+
+
+def test_a_worker_that_dies_after_the_result_is_stored_costs_no_second_training(
+    ray_cluster: str, world: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    student = {"arch": f"{__name__}:dies_when_done", "kwargs": {"output": str(tmp_path)}}
+    report = distill(config(world, tmp_path, student=student, workers=2), say=said.append)
+    assert len(report.history) == 3
+    assert sum(line.startswith("epoch 3") for line in said) == 1
+    assert not any("failed" in line for line in said)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 7), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_command_with_its_code(
+    ray_cluster: str, world: Path, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(values(world, tmp_path / "out", student={"arch": f"{__name__}:Endless"})))
+    command = [
+        sys.executable,
+        "-m",
+        "nisynth",
+        "distil",
+        str(path),
+        "--workers",
+        "2",
+        "--address",
+        ray_cluster,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert any(line.startswith("64 images ") for line in process.stderr)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == exit_code, err
+    assert "Traceback" not in err
+    assert number != signal.SIGTERM or "stopped by SIGTERM; run again to resume" in err
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_gpus_are_asked_for_where_the_cluster_has_none_yet(
+    ray_cluster: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    """What Ray Train is asked for; a GPU that only the test claims could not train."""
+    asked = []
+
+    def trainer(loop: Any, *, scaling_config: Any, run_config: Any) -> Any:
+        asked.append((scaling_config.num_workers, scaling_config.use_gpu))
+        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=None))
+
+    monkeypatch.setattr(ray_train, "TorchTrainer", trainer)
+    distill(config(world, tmp_path, workers=2, wait_for_gpus=wait))
+    assert asked == [(2, wait)]
