@@ -6,7 +6,7 @@ which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpo
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from nisynth.dataset import SyntheticDataset
 from nisynth.errors import ConfigError, one_line
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
+from nisynth.teachers.checkpoint import read_checkpoint
 from nisynth.teachers.save import network_bytes
 from nisynth.teachers.trace import first_tensor
 
@@ -93,11 +94,18 @@ Config = TypeVar("Config", bound=JobConfig)
 
 
 def run_job(prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say) -> StudentReport:
-    """Returns the report of a job: of one done before, or trained in this process or on Ray's workers."""
+    """Returns the report of a job: of one done before, or trained in this process or on Ray's workers.
+
+    A student that is there already is measured anew when the config names another test set than its report.
+    """
     job = prepare(config)
-    done = stored_report(open_store(config.output), job.identity)
+    store = open_store(config.output)
+    done = stored_report(store, job.identity)
     if done is not None:
         say(f"{config.output}: done already; nothing to train")
+        if job.test is not None and config.test_set != done.test_set:
+            done = _measured_anew(job, store, done)
+            say(f"measured anew on {done.num_test_images:,} real images ({done.test_set})")
         return done
     if config.workers > 1:
         from nisynth.consumers.ray_train import train_with_ray
@@ -203,6 +211,24 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     return report
 
 
+def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport:
+    """Returns the report of a stored student with its accuracy on the job's test set, stored in its place."""
+    assert job.test is not None
+    weights = read_checkpoint(f"{store.url}/{STUDENT_KEY}")
+    weights.load_into(job.network, done.student)
+    network = job.network.to(default_device()).eval()
+    report = replace(
+        done,
+        test_accuracy=accuracy(network, job.test, job.dataset.normalization),
+        teacher_accuracy=_teacher_accuracy(job),
+        test_set=job.config.test_set,
+        num_test_images=len(job.test),
+        config={**done.config, "test_set": job.config.test_set},
+    )
+    store_report(store, report)
+    return report
+
+
 @torch.no_grad()
 def accuracy(network: nn.Module, real: RealSet, normalization: Normalization) -> float:
     """Returns the fraction, 0..1, of real images that a network in eval mode classifies as labelled."""
@@ -216,9 +242,13 @@ def accuracy(network: nn.Module, real: RealSet, normalization: Normalization) ->
     return correct / len(real)
 
 
+def _teacher_accuracy(job: Job) -> float | None:
+    if job.test is None or job.teacher is None:
+        return None
+    return job.teacher.accuracy(job.test.pixels, job.test.labels)
+
+
 def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> StudentReport:
-    test, teacher = job.test, job.teacher
-    teacher_accuracy = None if test is None or teacher is None else teacher.accuracy(test.pixels, test.labels)
     on_gpu = torch.cuda.is_available()
     return StudentReport(
         kind=job.kind,
@@ -229,9 +259,9 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
         student=job.config.student.arch,
         num_parameters=sum(parameter.numel() for parameter in job.network.parameters()),
         test_accuracy=history[-1].get("test_accuracy"),
-        teacher_accuracy=teacher_accuracy,
+        teacher_accuracy=_teacher_accuracy(job),
         test_set=job.config.test_set,
-        num_test_images=0 if test is None else len(test),
+        num_test_images=0 if job.test is None else len(job.test),
         history=history,
         images_per_s=images_per_s,
         device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
@@ -242,16 +272,13 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
 
 
 def _store_result(job: Job, store: Store, report: StudentReport) -> None:
-    dataset, more = job.dataset, {"trained_on": report.fingerprint}
-    if report.test_accuracy is not None:
-        more["accuracy"] = f"{report.test_accuracy:.4f}"
     student = network_bytes(
         job.network,
         arch=report.student,
-        normalization=dataset.normalization,
-        classes=dataset.classes,
-        input_px=dataset.input_px,
-        more=more,
+        normalization=job.dataset.normalization,
+        classes=job.dataset.classes,
+        input_px=job.dataset.input_px,
+        more={"trained_on": report.fingerprint},
     )
     store.put(STUDENT_KEY, student)
     try:

@@ -17,8 +17,10 @@ Kind = Literal["distil", "scratch"]
 class StudentReport:
     """What `result.json` holds. Accuracies are 0..1, on the real test set; None without one.
 
-    fingerprint, num_images, complete: of the run. identity: all that decides the weights. config: as the
-    user gave it. images_per_s: of the process that finished.
+    fingerprint, num_images, complete: of the run. history: as it was trained; a test_accuracy in it is on
+    the test set of that time, which test_set is no longer when the student was measured anew.
+    identity: all that decides the weights. config: as the user gave it. images_per_s: of the process that
+    finished.
     """
 
     kind: Kind

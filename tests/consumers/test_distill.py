@@ -196,6 +196,35 @@ def test_the_same_job_twice_gives_the_same_student_and_trains_once(world: Path, 
     assert said == [f"{tmp_path / 'a'}: done already; nothing to train"]
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_another_test_set_measures_the_stored_student_and_trains_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_norm: bool
+) -> None:
+    shutil.copytree(world / "test", tmp_path / "other")
+    (tmp_path / "other/0/0.png").unlink()
+    student = {"arch": "tests.tiny:TinyNet" if batch_norm else f"{__name__}:Bare"}
+    first, fresh = (
+        distill(config(world, tmp_path / name, student=student, test_set=str(test_set)))
+        for name, test_set in (("out", world / "test"), ("fresh", tmp_path / "other"))
+    )
+    weights = (tmp_path / "out/student.safetensors").read_bytes()
+    monkeypatch.setattr("nisynth.consumers.student.train", None)
+    said: list[str] = []
+    changed = config(world, tmp_path / "out", student=student, test_set=str(tmp_path / "other"))
+    again = distill(changed, say=said.append)
+    assert (again.test_set, again.num_test_images) == (str(tmp_path / "other"), 11)
+    assert (again.test_accuracy, again.teacher_accuracy) == (fresh.test_accuracy, fresh.teacher_accuracy)
+    assert again.history == first.history
+    assert said == [
+        f"{tmp_path / 'out'}: done already; nothing to train",
+        f"measured anew on 11 real images ({tmp_path / 'other'})",
+    ]
+    assert distill(changed, say=said.append) == again
+    assert said[2:] == [f"{tmp_path / 'out'}: done already; nothing to train"]
+    assert distill(config(world, tmp_path / "out", student=student, test_set=None)) == again
+    assert (tmp_path / "out/student.safetensors").read_bytes() == weights
+
+
 def test_a_distillation_killed_by_9_ends_with_the_same_student(world: Path, tmp_path: Path) -> None:
     """The command is killed in the middle of its second epoch; then the job's file runs it again."""
     script = (
