@@ -5,12 +5,13 @@ from itertools import count
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
 
 
-def make(num_tasks: int = 10, num_slots: int = 2, *, canary: bool = False, **rules) -> Scheduler:
+def make(
+    num_tasks: int = 10, num_slots: int = 2, *, canary: bool = False, seed: int = 0, **rules
+) -> Scheduler:
     """A scheduler with every slot live; task 0 is committed already unless the canary is the point."""
     numbers = count()
-    scheduler = Scheduler(
-        num_tasks, num_slots, Rules(**{"deadline_floor_s": 0.0, **rules}), new_id=lambda: str(next(numbers))
-    )
+    limits = Rules(**{"deadline_floor_s": 0.0, **rules})
+    scheduler = Scheduler(num_tasks, num_slots, limits, seed=seed, new_id=lambda: str(next(numbers)))
     for slot in range(num_slots):
         scheduler.joined(slot, 0.0)
     if not canary:
@@ -46,3 +47,13 @@ def fail_until_condemned(scheduler: Scheduler, task: int, kind: str, now_s: floa
 def only(scheduler: Scheduler, num_tasks: int, task: int) -> None:
     """Leaves one task to do."""
     scheduler.committed(set(range(num_tasks)) - {task}, 0.0)
+
+
+def look_and_begin(driver: Scheduler, committed: set[int]) -> Attempt | None:
+    """Returns the first attempt whose task nobody has committed yet, as a worker of one slot finds it."""
+    while batch := driver.assign(0.0):
+        (attempt,) = batch
+        if attempt.task not in committed:
+            return attempt
+        driver.finished(attempt, None, 0.0)
+    return None

@@ -1,14 +1,13 @@
 """What one driver knows of each task: open, tried, committed or given up on, and how it failed.
 
 One byte holds the state of a task, and only a task that is in flight or has failed has a record, so a
-million tasks cost a megabyte. Open tasks are walked as `(start + i * stride) mod n`: an order of each
-driver's own, so that two drivers on one run rarely meet, without a list of it.
+million tasks cost a megabyte. Open tasks are walked in a random order of each driver's own, so that two
+drivers on one run rarely meet, and without a list of it.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import gcd
 
 OPEN, TRIED, QUARANTINED, COMMITTED = range(4)
 
@@ -66,6 +65,24 @@ class Record:
         return len(numeric) > len(set(numeric))
 
 
+def shuffled(size: int, draw: random.Random) -> Iterator[int]:
+    """Yields 0..size-1 in a random order that takes no memory: a Feistel network over two halves of the bits.
+
+    Not `(start + i * stride) mod size`: two drivers whose strides are alike walk in step once they meet, and
+    do all the rest twice.
+    """
+    bits = ((size - 1).bit_length() + 1) // 2
+    keys = [(draw.getrandbits(64), draw.getrandbits(64)) for _ in range(4)]
+    for index in range(1 << 2 * bits):
+        left, right = index >> bits, index & (1 << bits) - 1
+        for factor, offset in keys:
+            # The high bits of a product are the mixed ones.
+            left, right = right, left ^ ((right * factor + offset) % (1 << 64) >> (64 - bits))
+        task = left << bits | right
+        if task < size:
+            yield task
+
+
 class Ledger:
     """The tasks of one run. The queue is the retries, oldest first, then the open tasks.
 
@@ -81,10 +98,8 @@ class Ledger:
         self.condemned: dict[int, list[Failure]] = {}
         self._max_failures, self._max_deaths = max_failures, max_deaths
         self._state = bytearray(num_tasks)
-        self._walked = 0
-        self._start, self._stride = draw.randrange(num_tasks), draw.randrange(1, num_tasks + 1)
-        while gcd(self._stride, num_tasks) != 1:
-            self._stride = draw.randrange(1, num_tasks + 1)
+        self._order = shuffled(num_tasks, draw)
+        self._fresh = next(self._order, None)
 
     @property
     def num_left(self) -> int:
@@ -101,12 +116,9 @@ class Ledger:
 
     def next_open(self) -> int | None:
         """Returns the first task, in this driver's order, that nobody has tried yet."""
-        while self._walked < self.num_tasks:
-            task = (self._start + self._walked * self._stride) % self.num_tasks
-            if self._state[task] == OPEN:
-                return task
-            self._walked += 1
-        return None
+        while self._fresh is not None and self._state[self._fresh] != OPEN:
+            self._fresh = next(self._order, None)
+        return self._fresh
 
     def queue(self) -> Iterator[int]:
         """Yields the retries, then the first open task."""

@@ -1,5 +1,6 @@
 """Who gets which task when, what a run's clock says, and how it ends."""
 
+import random
 import sys
 import tracemalloc
 from collections import deque
@@ -7,8 +8,9 @@ from collections import deque
 import pytest
 
 from nisynth.errors import BudgetExceeded, Stalled, StorageError, TaskFailure
+from nisynth.execution.ledger import shuffled
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
-from tests.schedulers import fail_until_condemned, make, run_out
+from tests.schedulers import fail_until_condemned, look_and_begin, make, run_out
 
 
 class TestOrder:
@@ -54,6 +56,29 @@ class TestOrder:
         run_out(scheduler)
         assert scheduler.done
         assert scheduler.num_committed == 10
+
+    @pytest.mark.parametrize("num_tasks", [1, 2, 3, 40, 64, 65, 1000])
+    def test_an_order_holds_every_task_once(self, num_tasks):
+        for seed in range(20):
+            assert sorted(shuffled(num_tasks, random.Random(seed))) == list(range(num_tasks))
+
+    def test_two_drivers_on_one_run_never_walk_in_step(self):
+        """Both do a task when they hold it at once: by chance, so seldom, and mostly towards the end."""
+
+        def done_twice(seed: int, num_tasks: int = 40) -> int:
+            drivers = [make(num_tasks, 1, canary=True, in_flight=1, seed=2 * seed + n) for n in range(2)]
+            commits: list[int] = []
+            while not all(driver.done for driver in drivers):
+                flying = [look_and_begin(driver, set(commits)) for driver in drivers]
+                for driver, attempt in zip(drivers, flying, strict=True):
+                    if attempt is not None:
+                        commits.append(attempt.task)
+                        driver.finished(attempt, 1.0, 0.0)
+            return len(commits) - num_tasks
+
+        found = [done_twice(seed) for seed in range(300)]
+        assert max(found) <= 14
+        assert sum(found) / len(found) < 6
 
 
 class TestCanary:
