@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 
 # Lowest first: a module may import from its own layer's package and from layers above it in this list.
 LAYERS = [
-    ["errors"],
+    ["errors", "determinism"],
     ["batch", "storage"],
     ["teachers"],
     ["plan", "shards"],

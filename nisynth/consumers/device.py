@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from nisynth.determinism import deterministic
 from nisynth.errors import ConfigError
-from nisynth.synthesis.determinism import deterministic
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from nisynth.batch import ImageBatch, Task
-from nisynth.synthesis.determinism import deterministic
+from nisynth.determinism import deterministic
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.draws import draw
 from nisynth.synthesis.naturalinversion.jitter import apply_jitter

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nisynth.synthesis.determinism import deterministic
+from nisynth.determinism import deterministic
 
 
 def settings():
