@@ -22,6 +22,31 @@ def moments(x: Tensor, mean: Tensor) -> Tensor:
     return of_images
 
 
+@torch.library.custom_op("nisynth::sum_over_images", mutates_args=())
+def sum_over_images(moments: Sequence[Tensor]) -> Tensor:
+    """Returns the sums over the first dimension of `(B, 2, C_i)`, side by side: `(2, sum C_i)`.
+
+    An operator, because torch lays all of them side by side in one launch, its compiler in one for each.
+    """
+    return torch.cat(list(moments), 2).sum(0)
+
+
+@sum_over_images.register_fake
+def _(moments):  # type: ignore[no-untyped-def]
+    return moments[0].new_empty((2, sum(of_images.shape[2] for of_images in moments)))
+
+
+def _keep(ctx: Any, inputs: tuple[list[Tensor]], output: Tensor) -> None:
+    ctx.batch_size, ctx.channels = len(inputs[0][0]), [of_images.shape[2] for of_images in inputs[0]]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> list[Tensor]:
+    return [part.expand(ctx.batch_size, -1, -1) for part in torch.split(gradient, ctx.channels, 1)]
+
+
+sum_over_images.register_autograd(_backward, setup_context=_keep)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Returns x in float32, or as it is where it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -54,7 +79,7 @@ class FeatureDistribution:
 
     def gaps(self, moments: Sequence[Tensor]) -> Tensor:
         """Returns each channel's mean and biased variance, less those remembered: `(2, sum C_i)`."""
-        first, second = torch.cat(list(moments), 2).mean(0)
+        first, second = sum_over_images(list(moments)) / len(moments[0])
         return torch.stack((first, (second - first.square()).clamp_min(0.0) - self._var))
 
     def norms(self, gaps: Tensor) -> Tensor:
@@ -78,9 +103,10 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mean: Tensor) -> Tensor:
         ctx.save_for_backward(x, mean)
         d = at_least_float32(x) - mean[:, None, None]
+        pixels = x.shape[2] * x.shape[3]
         # Rows first: on a CPU this vectorizes, and partial sums of this size round well.
-        sums = torch.stack((d.sum((2, 3)), torch.linalg.vector_norm(d, dim=(2, 3)).square()), 1)
-        return sums / (x.shape[2] * x.shape[3])
+        first, second = d.sum((2, 3)), torch.linalg.vector_norm(d, dim=(2, 3)).square()
+        return torch.stack((first / pixels, second / pixels), 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments
+from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments, sum_over_images
 from nisynth.synthesis.priors import feature_distribution
 
 SHAPES = ((5, 7, 6, 6), (5, 3, 6, 6), (5, 11, 3, 3))
@@ -99,3 +99,12 @@ def test_sixteen_bit_input_is_summed_in_float32_and_gets_a_sixteen_bit_gradient(
     torch.testing.assert_close(r_bn, exact, rtol=1e-5, atol=1e-6)
     torch.autograd.backward(r_bn)
     assert {x.grad.dtype for x in inputs} == {torch.bfloat16}
+
+
+# opcheck looks at the gradients of copies that are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_the_operator_keeps_torchs_contract():
+    of_layers = [values(3, 2, 4).requires_grad_(), values(3, 2, 5, seed=1).requires_grad_()]
+    torch.library.opcheck(torch.ops.nisynth.sum_over_images.default, (of_layers,))
+    expected = torch.cat([of_images.sum(0) for of_images in of_layers], 1)
+    torch.testing.assert_close(sum_over_images(of_layers), expected)
