@@ -60,8 +60,8 @@ class Observer(Protocol):
     def checked(self, number: int, total: int) -> None:
         """`number` of `total` shards are verified."""
 
-    def finished(self, summary: str = "") -> None:
-        """The end, good or bad: takes the display down, then prints the summary line. May be repeated."""
+    def finished(self) -> None:
+        """The end, good or bad: takes the display down. May be repeated."""
 
 
 class SilentObserver:
@@ -85,7 +85,7 @@ class SilentObserver:
     def checked(self, number: int, total: int) -> None:
         pass
 
-    def finished(self, summary: str = "") -> None:
+    def finished(self) -> None:
         pass
 
 
@@ -139,9 +139,8 @@ class PlainObserver:
             if self._tally.is_milestone():
                 self._print(self._tally.line())
 
-    def finished(self, summary: str = "") -> None:
-        if summary:
-            self.note(summary)
+    def finished(self) -> None:
+        pass
 
     def _print(self, line: str) -> None:
         print(printable(line), file=self._stream, flush=True)

@@ -61,11 +61,9 @@ class TerminalObserver:
         if number == total:
             self.finished()
 
-    def finished(self, summary: str = "") -> None:
+    def finished(self) -> None:
         self._ended = True
         self._live.stop()
-        if summary:
-            self.note(summary)
 
     def _print(self, line: str, style: str) -> None:
         self._console.print(Text(printable(line), style), soft_wrap=True)
