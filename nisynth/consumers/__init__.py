@@ -12,7 +12,7 @@ realset.py         real test sets, decoded once
 training.py        the loop that all of them train with, on the device, resumable to the bit
 batch_norm.py      BatchNorm over the global batch of several workers
 checkpoints.py     a loop's state in a store
-device.py          where, and in which arithmetic
+device.py          where, in which arithmetic, and what a report says of it
 narration.py       a training told in lines
 augment.py         shuffles, crops and flips as pure functions of (seed, epoch)
 """

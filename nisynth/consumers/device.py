@@ -1,11 +1,13 @@
 """Where a network is trained and in which arithmetic, decided once around a whole training."""
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 
+from nisynth import __version__
 from nisynth.determinism import deterministic
 from nisynth.errors import ConfigError
 
@@ -15,6 +17,16 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def default_device() -> torch.device:
     """Returns this process's GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """Returns what a report calls the device that this process trains on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Returns what a report says of the software that it was made with."""
+    return {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 @contextmanager

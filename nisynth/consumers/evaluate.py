@@ -15,8 +15,7 @@ from nisynth.consumers.realset import check_fits, load_real_set
 from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError
 from nisynth.teachers import Teacher
-
-BATCH_SIZE = 500
+from nisynth.teachers.predict import predict, share
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
     """
     if against is not None and against.num_classes != network.num_classes:
         raise ConfigError(f"against: has {against.num_classes} classes, the network {network.num_classes}")
-    chosen = predict(network, images.pixels)
+    chosen = predict(network.network, images.pixels, network.normalization)
     num_classes = network.num_classes
     cells = torch.bincount(images.labels * num_classes + chosen, minlength=num_classes**2)
     confusion = cells.view(num_classes, num_classes)
@@ -112,7 +111,7 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
         source=images.source,
         split=images.split,
         num_images=len(images.labels),
-        accuracy=_share(chosen == images.labels),
+        accuracy=share(chosen == images.labels),
         class_accuracy={
             name: hits / count if count else None
             for name, hits, count in zip(network.classes, right, total, strict=True)
@@ -122,24 +121,9 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
     )
 
 
-@torch.no_grad()
-def predict(network: Teacher, pixels: Tensor) -> Tensor:
-    """Returns the class, `(N,)` int64 on the CPU, that the network chooses for each uint8 image."""
-    parts = (
-        pixels[start : start + BATCH_SIZE].to(network.device) for start in range(0, len(pixels), BATCH_SIZE)
-    )
-    return torch.cat(
-        [network.logits(network.normalization.normalize(part)).argmax(1).cpu() for part in parts]
-    )
-
-
 def _compare(other: Teacher, images: Images, chosen: Tensor) -> Comparison:
-    theirs = predict(other, images.pixels)
-    return Comparison(str(other.identity["arch"]), _share(theirs == images.labels), _share(theirs == chosen))
-
-
-def _share(hits: Tensor) -> float:
-    return int(hits.sum()) / len(hits)
+    theirs = predict(other.network, images.pixels, other.normalization)
+    return Comparison(str(other.identity["arch"]), share(theirs == images.labels), share(theirs == chosen))
 
 
 def _is_run(data: str) -> bool:

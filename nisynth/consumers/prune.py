@@ -12,7 +12,6 @@ sweep takes up what is missing, an interrupted fine-tuning at its last checkpoin
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -20,9 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from nisynth import __version__
 from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.device import default_device
+from nisynth.consumers.device import default_device, device_name, versions
 from nisynth.consumers.distill import LossConfig, check_teacher, distillation_loss
 from nisynth.consumers.filters import Cost, cost, prunable_layers, remove_filters, widths
 from nisynth.consumers.narration import Narration, Say, silent
@@ -35,7 +33,6 @@ from nisynth.consumers.prune_report import (
     stored_points,
 )
 from nisynth.consumers.realset import RealSet, load_real_set
-from nisynth.consumers.student import accuracy
 from nisynth.consumers.training import Loss, TrainConfig, hard_label_loss, train
 from nisynth.dataset import SyntheticDataset, open_dataset
 from nisynth.errors import ConfigError
@@ -211,7 +208,7 @@ class _Sweep:
         return Checkpoints(self.store, identity, every_s=60.0 * self.config.checkpoint_minutes, key=key)
 
     def _accuracy(self, network: nn.Module) -> float:
-        return accuracy(network, self.test, self.teacher.normalization)
+        return self.test.accuracy(network, self.teacher.normalization)
 
     def _identity(self) -> dict[str, Any]:
         by_teacher = self.config.loss == "teacher"
@@ -234,7 +231,6 @@ class _Sweep:
 
     def _report(self, before: float) -> PruneReport:
         whole: Cost = cost(self.network, self.teacher.input_px)
-        on_gpu = self.teacher.device.type == "cuda"
         return PruneReport(
             output=self.config.output,
             fingerprint=self.dataset.fingerprint,
@@ -248,12 +244,8 @@ class _Sweep:
             test_split=self.test.split,
             num_test_images=len(self.test),
             points=[self.points[ratio] for ratio in sorted(self.points)],
-            device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
-            versions={
-                "nisynth": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            device=device_name(),
+            versions=versions(),
             identity=self.identity,
             config=asdict(self.config),
         )

@@ -23,11 +23,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from nisynth.batch import Normalization
+from nisynth.dataset import SyntheticDataset
 from nisynth.errors import ConfigError, DataError, one_line
 from nisynth.storage import NotFound, read_url
 from nisynth.teachers import Teacher
+from nisynth.teachers.predict import accuracy
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -56,26 +59,35 @@ class RealSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check_fits(self, network: Teacher, name: str = "teacher") -> None:
-        """Raises ConfigError where the network cannot be judged on this set: classes, their order, size."""
-        num_classes = len(self.classes) or max(network.num_classes, int(self.labels.max()) + 1)
-        check_fits(network, name, f"data {self.source}", self.classes, num_classes, self.pixels.shape[2:])
+    def accuracy(self, network: nn.Module, normalization: Normalization) -> float:
+        """Returns the fraction, 0..1, of the images that a network in eval mode classifies as labelled."""
+        return accuracy(network, self.pixels, self.labels, normalization)
+
+    def check_fits(self, judged: Teacher | SyntheticDataset, name: str = "teacher") -> None:
+        """Raises ConfigError where a network, or one made from a run, cannot be judged on this set."""
+        num_classes = len(self.classes) or max(judged.num_classes, int(self.labels.max()) + 1)
+        check_fits(judged, name, f"data {self.source}", self.classes, num_classes, self.pixels.shape[2:])
 
 
 def check_fits(
-    network: Teacher, name: str, what: str, classes: Sequence[str], num_classes: int, size_px: Sequence[int]
+    judged: Teacher | SyntheticDataset,
+    name: str,
+    what: str,
+    classes: Sequence[str],
+    num_classes: int,
+    size_px: Sequence[int],
 ) -> None:
-    """Raises ConfigError where a network's classes, their order, or its input size are not the images'."""
-    if num_classes != network.num_classes:
+    """Raises ConfigError where a network's or a run's classes, their order, or size are not the images'."""
+    if num_classes != judged.num_classes:
         raise ConfigError(
-            f"{what}: has {num_classes} classes, the {name} {network.num_classes}; they must be the same"
+            f"{what}: has {num_classes} classes, the {name} {judged.num_classes}; they must be the same"
         )
-    if tuple(size_px) != (network.input_px, network.input_px):
+    if tuple(size_px) != (judged.input_px, judged.input_px):
         raise ConfigError(
-            f"{what}: images are {size_px[1]}x{size_px[0]} px, {name}.input_px is {network.input_px};"
-            " give images of that size, or set input_px"
+            f"{what}: images are {size_px[1]}x{size_px[0]} px, {name}.input_px is {judged.input_px};"
+            " they must be the same"
         )
-    check_class_names(classes, network.classes, what, f"the {name}")
+    check_class_names(classes, judged.classes, what, f"the {name}")
 
 
 def check_class_names(ours: Sequence[str], theirs: Sequence[str], us: str, them: str) -> None:

@@ -4,7 +4,6 @@ What is left at the output URL: `result.json` (written last: with it, the job is
 which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpoint.safetensors`.
 """
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
@@ -12,13 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from nisynth import __version__
-from nisynth.batch import Normalization
 from nisynth.consumers.augment import mix
 from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.device import default_device
+from nisynth.consumers.device import default_device, device_name, versions
 from nisynth.consumers.narration import Narration, Say
-from nisynth.consumers.realset import RealSet, check_class_names, load_real_set
+from nisynth.consumers.realset import RealSet, load_real_set
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
 from nisynth.consumers.training import Loss, TrainConfig, train, workers
 from nisynth.dataset import SyntheticDataset
@@ -31,7 +28,6 @@ from nisynth.teachers.trace import first_tensor
 
 STUDENT_KEY = "student.safetensors"
 CURVE_KEY = "curve.png"
-EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +135,11 @@ def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
 
 
 def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> RealSet | None:
-    """Returns the real test set, None without one. Raises ConfigError when it is not of the run's classes."""
+    """Returns the real test set, None without one. Raises ConfigError when it does not fit the run."""
     if config.test_set is None:
         return None
     real = load_real_set(config.test_set)
-    num_classes = len(real.classes) or max(dataset.num_classes, int(real.labels.max()) + 1)
-    if num_classes != dataset.num_classes:
-        raise ConfigError(
-            f"test_set {config.test_set}: has {num_classes} classes, the run {dataset.num_classes};"
-            " both must be of one data set"
-        )
-    if tuple(real.pixels.shape[2:]) != (dataset.input_px, dataset.input_px):
-        raise ConfigError(
-            f"test_set {config.test_set}: images are {tuple(real.pixels.shape[2:])} px, the run's"
-            f" {dataset.input_px}; give images of that size"
-        )
-    check_class_names(real.classes, dataset.classes, f"test_set {config.test_set}", "the run")
+    real.check_fits(dataset, "run")
     return real
 
 
@@ -183,7 +168,7 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
         epoch, figures = int(record["epoch"]), {}
         if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == config.train.epochs):
-            figures["test_accuracy"] = accuracy(network, job.test, dataset.normalization)
+            figures["test_accuracy"] = job.test.accuracy(network, dataset.normalization)
         narration.on_epoch({**record, **figures})
         return figures
 
@@ -219,7 +204,7 @@ def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport
     network = job.network.to(default_device()).eval()
     report = replace(
         done,
-        test_accuracy=accuracy(network, job.test, job.dataset.normalization),
+        test_accuracy=job.test.accuracy(network, job.dataset.normalization),
         teacher_accuracy=_teacher_accuracy(job),
         test_set=job.config.test_set,
         num_test_images=len(job.test),
@@ -229,27 +214,13 @@ def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport
     return report
 
 
-@torch.no_grad()
-def accuracy(network: nn.Module, real: RealSet, normalization: Normalization) -> float:
-    """Returns the fraction, 0..1, of real images that a network in eval mode classifies as labelled."""
-    device = next(network.parameters()).device
-    correct = 0
-    for start in range(0, len(real), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        logits = first_tensor(network(normalization.normalize(real.pixels[part].to(device))))
-        assert logits is not None
-        correct += int((logits.argmax(1).cpu() == real.labels[part]).sum())
-    return correct / len(real)
-
-
 def _teacher_accuracy(job: Job) -> float | None:
     if job.test is None or job.teacher is None:
         return None
-    return job.teacher.accuracy(job.test.pixels, job.test.labels)
+    return job.test.accuracy(job.teacher.network, job.teacher.normalization)
 
 
 def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> StudentReport:
-    on_gpu = torch.cuda.is_available()
     return StudentReport(
         kind=job.kind,
         output=job.config.output,
@@ -264,8 +235,8 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
         num_test_images=0 if job.test is None else len(job.test),
         history=history,
         images_per_s=images_per_s,
-        device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
-        versions={"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        device=device_name(),
+        versions=versions(),
         identity=plain(job.identity),
         config=plain(asdict(job.config)),
     )

@@ -3,6 +3,7 @@
 load.py        TeacherConfig -> Teacher
 teacher.py     Teacher: what synthesis and consumers see
 trace.py       taps and BatchNorm inputs, found and read through hooks
+predict.py     what a network makes of images
 checkpoint.py  weights from files and URLs, safely
 narrow.py      fewer channels than the architecture's, for the files of pruned networks
 save.py        a network as a file that load_teacher reads

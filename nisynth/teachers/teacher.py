@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nisynth.batch import Normalization
 from nisynth.errors import TeacherError, one_line
 from nisynth.teachers.checkpoint import hash_weights
+from nisynth.teachers.predict import BATCH_SIZE, accuracy
 from nisynth.teachers.trace import Site, Tap, Trace, find_taps, first_tensor, name_taps, reading, trace
 
 
@@ -82,15 +83,9 @@ class Teacher:
             logits = self.logits(x)
         return logits, values
 
-    @torch.no_grad()
-    def accuracy(self, pixels: Tensor, labels: Tensor, batch_size: int = 256) -> float:
+    def accuracy(self, pixels: Tensor, labels: Tensor, batch_size: int = BATCH_SIZE) -> float:
         """Returns the fraction, 0 to 1, of uint8 images `(N, 3, H, W)` classified as `labels` `(N,)`."""
-        correct = 0
-        for start in range(0, len(labels), batch_size):
-            part = pixels[start : start + batch_size].to(self.device)
-            guess = self.logits(self.normalization.normalize(part)).argmax(1)
-            correct += int((guess == labels[start : start + batch_size].to(self.device)).sum())
-        return correct / len(labels)
+        return accuracy(self.network, pixels, labels, self.normalization, batch_size)
 
 
 def _forward(network: nn.Module, input_px: int, device: torch.device) -> Trace:

@@ -346,6 +346,18 @@ def test_a_test_set_of_other_classes_is_refused(
     assert (code, "has 5 classes, the run 4" in line) == (2, True), line
 
 
+def test_a_test_set_of_another_size_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world / "test", tmp_path / "test")
+    for path in (tmp_path / "test").rglob("*.png"):
+        Image.new("RGB", (20, 18)).save(path)
+    document = scratch_values(world, tmp_path / "out", test_set=str(tmp_path / "test"))
+    code, line = refused(capsys, tmp_path, "scratch", document)
+    assert code == 2
+    assert line.endswith("images are 20x18 px, run.input_px is 16; they must be the same"), line
+
+
 def test_an_incomplete_run_is_refused_unless_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], world: Path
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.consumers.evaluate import Images, evaluate, predict, read_images
+from nisynth.consumers.evaluate import Images, evaluate, read_images
 from nisynth.errors import ConfigError, IncompleteRun
 from nisynth.storage import open_store
 from nisynth.teachers import Teacher, load_teacher
@@ -61,7 +61,6 @@ def test_a_network_agrees_with_itself(tmp_path: Path) -> None:
     found = evaluate(network, images, against=network)
     assert found.against is not None
     assert found.against.agreement == 1.0
-    assert predict(network, images.pixels).dtype == torch.int64
 
 
 def test_networks_with_other_classes_cannot_be_compared(tmp_path: Path) -> None:

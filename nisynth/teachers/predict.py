@@ -1,0 +1,42 @@
+"""What a network makes of images, and how often it is right: the one loop that every accuracy comes from."""
+
+import torch
+from torch import Tensor, nn
+
+from nisynth.batch import Normalization
+from nisynth.teachers.trace import first_tensor
+
+BATCH_SIZE = 500
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, pixels: Tensor, normalization: Normalization, batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """Returns the class, `(N,)` int64 on the CPU, that a network in eval mode chooses for each of N images.
+
+    pixels: `(N, 3, H, W)` uint8, on any device.
+    """
+    device = next(network.parameters()).device
+    chosen = []
+    for part in torch.split(pixels, batch_size):
+        logits = first_tensor(network(normalization.normalize(part.to(device))))
+        assert logits is not None
+        chosen.append(logits.argmax(1).cpu())
+    return torch.cat(chosen)
+
+
+def accuracy(
+    network: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    normalization: Normalization,
+    batch_size: int = BATCH_SIZE,
+) -> float:
+    """Returns the fraction, 0..1, of uint8 images `(N, 3, H, W)` that are classified as `labels` `(N,)`."""
+    return share(predict(network, pixels, normalization, batch_size) == labels.cpu())
+
+
+def share(hits: Tensor) -> float:
+    """Returns the fraction, 0..1, of true values."""
+    return int(hits.sum()) / len(hits)
