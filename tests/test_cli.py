@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -154,7 +155,8 @@ def test_a_size_that_is_no_multiple_of_the_batch_is_told(config: Path, tmp_path:
 
 def test_retry_redo_gc(copy: Path, finished: Path) -> None:
     assert "0 quarantines lifted" in nisynth("retry", copy).stdout
-    assert "0 losing shards" in nisynth("gc", copy).stdout
+    (copy / ".tmp" / str(uuid4())).write_bytes(b"half a shard")
+    assert "0 losing shards deleted, and 1 files that killed writers left" in nisynth("gc", copy).stdout
     assert "1 commits removed (2)" in nisynth("redo", copy, "--task", "2").stdout
     done = nisynth("run", finished.parent / "tiny.yaml", "--store", copy)
     assert done.returncode == 0

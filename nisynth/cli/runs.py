@@ -168,9 +168,10 @@ def redo(
 
 @app.command()
 def gc(url: UrlArgument) -> None:
-    """Delete shards that lost to another attempt's commit; nothing else is ever deleted."""
-    deleted = audit.gc(Run.open(open_store(url)))
-    out.print(f"{len(deleted)} losing shards deleted")
+    """Delete shards that lost to another attempt's commit, and what killed writers left; nothing else."""
+    opened = Run.open(open_store(url))
+    deleted, swept = audit.gc(opened), opened.store.sweep()
+    out.print(f"{len(deleted)} losing shards deleted, and {swept} files that killed writers left")
 
 
 @app.command()

@@ -66,6 +66,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""
 
+    def sweep(self) -> int:
+        """Removes what killed writers left that never became an object; returns how many such there were."""
+
 
 def check_size(where: object, size_bytes: int, max_bytes: int | None) -> None:
     """Raises DataError when the object at `where` has more bytes than can belong there."""

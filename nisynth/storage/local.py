@@ -5,10 +5,17 @@ so a reader never sees half of it and a crash leaves nothing but a nameless temp
 with a hard link, which the file system refuses when the name is taken: the one atomic put-if-absent that
 works on NFS too. Renaming onto the final name would silently replace another writer's object, and
 O_EXCL on the final name would show readers a file that is still being written; both were rejected.
+
+A writer holds a lock on its temporary, which the system takes off when it dies, however it dies. So `sweep`
+removes what it can lock, and reads no clock. A live writer can lose its temporary only between making and
+locking it, or where another machine's locks are not seen (NFS mounted `nolock`): then its `create` or `put`
+fails before anything has a name, and is tried again like any that failed.
 """
 
 import errno
+import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +27,8 @@ from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown,
 from nisynth.storage.keys import check_key, check_prefix, is_key
 
 _TEMPORARY = ".tmp"
+_TEMPORARY_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MY_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
 _CURES = {
     errno.ENOSPC: "the disk is full; free space there or use another store",
     errno.EDQUOT: "the disk quota is used up; free space there or use another store",
@@ -89,6 +98,17 @@ class LocalStore:
             path.unlink()
             _flush_folder(path.parent)
 
+    def sweep(self) -> int:
+        folder = self._root / _TEMPORARY
+        with suppress(NotFound), _reading(folder), os.scandir(folder) as entries:
+            left = [
+                Path(e)
+                for e in entries
+                if _TEMPORARY_NAME.fullmatch(e.name) and e.is_file(follow_symlinks=False)
+            ]
+            return sum(map(_remove_unlocked, left))
+        return 0
+
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
@@ -111,17 +131,19 @@ class LocalStore:
 
     @contextmanager
     def _written(self, final: Path, data: bytes) -> Iterator[Path]:
-        """Gives a temporary file that holds the data, on the disk; it is gone afterwards."""
+        """Gives a temporary file that holds the data, on the disk, and is locked; it is gone afterwards."""
         temporary = self._root / _TEMPORARY / str(uuid.uuid4())
         try:
             with _writing(final):
                 self._make_folder(temporary.parent)
                 self._make_folder(final.parent)
                 with open(temporary, "xb") as file:
+                    with suppress(OSError):  # without locks there is no sweep either
+                        fcntl.flock(file, _MY_LOCK)
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-            yield temporary
+                    yield temporary
         finally:
             with suppress(OSError):
                 temporary.unlink()
@@ -190,6 +212,15 @@ def _link_error(error: OSError, path: Path) -> StorageError:
             f"{path}: the file system allows no hard links, which safe commits need; use another store"
         )
     return _storage_error(error, path)
+
+
+def _remove_unlocked(temporary: Path) -> bool:
+    """Removes a temporary that nobody writes; what cannot be locked or removed stays."""
+    with suppress(OSError), open(temporary, "rb+") as file:
+        fcntl.flock(file, _MY_LOCK)
+        temporary.unlink()
+        return True
+    return False
 
 
 def _same_file(one: Path, other: Path) -> bool:

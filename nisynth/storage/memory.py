@@ -52,5 +52,8 @@ class MemoryStore:
         with _lock:
             _objects.pop(place, None)
 
+    def sweep(self) -> int:
+        return 0
+
     def _place(self, key: str) -> str:
         return f"{self.url}/{check_key(key)}"

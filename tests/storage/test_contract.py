@@ -120,6 +120,13 @@ def test_what_is_missing_is_not_found(store: Store) -> None:
     assert list(store.list("commits/")) == []
 
 
+def test_a_sweep_takes_no_object_away(store: Store) -> None:
+    assert store.sweep() == 0
+    store.create("data/1", b"x")
+    assert store.sweep() == 0
+    assert store.get("data/1") == b"x"
+
+
 def test_a_folder_is_listed_in_key_order(store: Store) -> None:
     names = ["10", "9", "Z", "_", "a", "a-b", "a.b", "aa", "b"]
     for name in reversed(names):

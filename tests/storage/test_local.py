@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,13 @@ open_store(sys.argv[1]).create("commits/1", b"first")
 """
 
 
+SWEEP = """
+import sys
+from nisynth.storage import open_store
+print(open_store(sys.argv[1]).sweep())
+"""
+
+
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120
@@ -143,6 +151,52 @@ def test_a_crash_after_the_name_is_given_leaves_the_whole_object(tmp_path: Path)
     assert store.get("commits/1") == b"first"
     with pytest.raises(AlreadyExists):
         store.create("commits/1", b"second")
+
+
+def test_a_sweep_removes_what_killed_writers_left_and_nothing_else(tmp_path: Path) -> None:
+    for step in ("link", "unlink"):
+        assert run(KILLED, str(tmp_path), step).returncode == -9
+    (tmp_path / ".tmp/notes").write_bytes(b"somebody's")
+    (tmp_path / ".tmp" / str(uuid.uuid4())).mkdir()
+    assert open_store(str(tmp_path)).sweep() == 2
+    assert len(list((tmp_path / ".tmp").iterdir())) == 2
+    assert open_store(str(tmp_path)).get("commits/1") == b"first"
+    assert open_store(str(tmp_path / "nowhere")).sweep() == 0
+
+
+@pytest.mark.parametrize("verb", ["create", "put"])
+def test_a_sweep_leaves_what_a_live_writer_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    step = {"create": "link", "put": "replace"}[verb]
+    give_name, swept = getattr(os, step), []
+
+    def sweep_first(source: Path, target: Path) -> None:
+        swept.append(run(SWEEP, str(tmp_path)).stdout)
+        give_name(source, target)
+
+    monkeypatch.setattr(os, step, sweep_first)
+    getattr(open_store(str(tmp_path)), verb)("commits/1", b"mine")
+    assert swept == ["0\n"]
+    assert open_store(str(tmp_path)).get("commits/1") == b"mine"
+
+
+def test_a_writer_whose_locks_nobody_sees_fails_and_may_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def swept_by_another_machine(source: Path, target: Path) -> None:
+        source.unlink()
+        link(source, target)
+
+    store = open_store(str(tmp_path))
+    monkeypatch.setattr(os, "link", swept_by_another_machine)
+    with pytest.raises(StorageError, match="commits/1: the folder went away while it was being written"):
+        store.create("commits/1", b"mine")
+    monkeypatch.setattr(os, "link", link)
+    store.create("commits/1", b"mine")
+    assert store.get("commits/1") == b"mine"
 
 
 def test_an_object_is_on_the_disk_before_it_has_its_name(
