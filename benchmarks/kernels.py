@@ -50,7 +50,8 @@ H100 = types.SimpleNamespace(
     name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132,
     max_threads_per_multi_processor=2048, max_threads_per_block=1024, regs_per_multiprocessor=65536,
     warp_size=32, L2_cache_size=50 * 2**20, shared_memory_per_block=49152,
-    shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472, gcnArchName="", is_integrated=0,
+    shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472,
+    gcnArchName="", is_integrated=0,
 )  # fmt: skip
 
 
