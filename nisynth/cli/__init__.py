@@ -15,7 +15,7 @@ from nisynth.progress import printable
 EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usage, config or plan mismatch;
 3 partial within max_failed_tasks; 4 too many failed tasks; 5 stalled; 6 storage; 7 stopped by SIGTERM or
 a limit, run again to resume; 70 a bug of nisynth; 75 connection to a job's cluster lost, the job goes on;
-130 Ctrl-C."""
+130 Ctrl-C; 141 the output was closed before its end."""
 
 INTERRUPTED = 130
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
@@ -55,6 +56,9 @@ def train_with_ray(
                 return _fit(prepare, config, lines, sigterm, say)
             except TrainingFailedError as error:
                 problem = _ours(error)
+            except RayError as error:
+                line = one_line(error)
+                raise Stalled(f"the connection to the cluster broke: {line}; run again to resume") from error
             done = stored_report(open_store(config.output), identity)
             if done is not None:  # a worker died after the last thing there was to do
                 return done

@@ -58,14 +58,17 @@ class Actor:
         self, version: str, config: Mapping[str, Any], fingerprint: str, store_url: str
     ) -> Ready | NisynthError:
         """Loads the teacher; returns why this worker must not take part, if it must not."""
-        node_id = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        node_id = context.get_node_id()
+        # A GPU that Ray gave to others is still in sight of a worker that asked for none.
+        device = None if context.get_accelerator_ids()["GPU"] else "cpu"
         try:
             if version != __version__:
                 raise PlanMismatch(
                     f"worker on node {node_id[:12]}: has nisynth {__version__}, the driver {version};"
                     " install one version on every node"
                 )
-            self._worker = Worker(load_config(config), fingerprint, store_url)
+            self._worker = Worker(load_config(config), fingerprint, store_url, device)
         except NisynthError as error:
             return error
         return Ready(self._worker.name, node_id, self._worker.device)

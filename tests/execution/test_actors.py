@@ -1,0 +1,26 @@
+"""What an actor decides before it has a worker."""
+
+import types
+
+import pytest
+
+from nisynth import __version__
+from nisynth.errors import TeacherError
+from nisynth.execution import actors
+
+
+@pytest.mark.parametrize(("gpus", "device"), [([], "cpu"), (["0"], None)])
+def test_a_worker_that_was_given_no_gpu_computes_on_the_cpu(monkeypatch, gpus, device):
+    """Ray lets a process that asks for no GPU see those of its node; all would share the first."""
+    asked = []
+
+    def worker(config, fingerprint, store_url, device):
+        asked.append(device)
+        raise TeacherError("enough")
+
+    context = types.SimpleNamespace(get_node_id=lambda: "a1", get_accelerator_ids=lambda: {"GPU": gpus})
+    monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(actors, "Worker", worker)
+    monkeypatch.setattr(actors, "load_config", lambda config: config)
+    assert isinstance(actors.Actor().start(__version__, {}, "f", "s3://b/run"), TeacherError)
+    assert asked == [device]
