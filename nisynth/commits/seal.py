@@ -27,6 +27,13 @@ READERS = 16
 TRIES = 5
 _READ_AT_ONCE = 4096
 _ROW_BYTES = 512
+_COLUMNS = {
+    "task": pa.int64(),
+    **dict.fromkeys(("attempt", "shard"), pa.string()),
+    **dict.fromkeys(("bytes", "rows"), pa.int64()),
+    **dict.fromkeys(("sha256", "seed"), pa.string()),
+    "teacher_accuracy": pa.float64(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,8 @@ def read_manifest(run: Run) -> list[ManifestRow]:
 
 def _rows(data: bytes) -> Iterator[ManifestRow]:
     try:
-        for row in pq.read_table(pa.BufferReader(data)).to_pylist():
+        schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
+        for row in pq.read_table(pa.BufferReader(data)).cast(schema).to_pylist():
             yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"{MANIFEST_KEY}: is no manifest of a run ({one_line(error)})") from None
