@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from nisynth.synthesis.naturalinversion.outcome import is_out_of_memory
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WARM_UP_STEPS = 3
@@ -57,7 +59,9 @@ def fitting_batch_size(too_large: int, run: Callable[[int], None], device: torch
     small, larger = sorted({max(1, too_large // 32), max(2, too_large // 8)})
     try:
         few, more = (_peak_bytes(run, size, device) for size in (small, larger))
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return None
     free, total = torch.cuda.mem_get_info(device)
     allowed = torch.cuda.get_per_process_memory_fraction(device) * total

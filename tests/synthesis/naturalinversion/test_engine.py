@@ -18,6 +18,7 @@ from torch._dynamo.backends.common import aot_autograd
 from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis.naturalinversion import capture
 from nisynth.synthesis.naturalinversion.draws import draw
 from nisynth.synthesis.naturalinversion.engine import FastSynthesizer, Inversion
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher
@@ -344,3 +345,11 @@ def test_image_sizes(make_teacher, make_task, input_px):
     )
     assert_follows(engine, plain)
     assert engine.images.shape == (2, 3, input_px, input_px)
+
+
+def test_what_fits_is_unknown_where_even_small_batches_do_not(monkeypatch):
+    def full(*_):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(capture, "_peak_bytes", full)
+    assert capture.fitting_batch_size(256, lambda size: None, torch.device("cuda")) is None
