@@ -6,7 +6,8 @@
 
 Every row runs `--repeats` tasks of `--iterations` steps, in turn with the other rows, so that whatever
 else the machine does hits all of them; a task's first step is left out. `ms` is the median of the
-repeats' milliseconds per iteration, with their least and most. `floor` is what the iteration's
+repeats' milliseconds per iteration, with their least and most; `x` is the first row's over it: that of the
+published code, where that runs, else the plain loop's. `floor` is what the iteration's
 multiplications and additions (FlopCounterMode over the plain loop) would take at the best rate of a large
 matrix product on this device; `% floor` is how near a row comes, and the engine may pass it, since its
 rewritings need fewer operations. Images per hour are those of full tasks of `--full-iterations`. On a CPU,
@@ -48,7 +49,7 @@ STEPS = (
 
 @dataclass
 class Row:
-    """One way to synthesize, and what was measured of it. `run(task)` returns seconds per iteration."""
+    """One way to synthesize, and what was measured of it. `run(task)`: wall and CPU seconds per iteration."""
 
     name: str
     run: Callable[[Task], tuple[float, float]]
@@ -64,7 +65,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     teacher = load_teacher(arch=options.arch, weights=options.weights, device=options.device)
-    rows = [*plain_row(options, teacher), *engine_rows(options, teacher), *published_row(options, teacher)]
+    rows = [*published_row(options, teacher), *plain_row(options, teacher), *engine_rows(options, teacher)]
     labels = np.arange(options.batch_size, dtype=np.int64) % teacher.num_classes
     tasks = [Task(index=i, seed=i, labels=labels, rows=len(labels)) for i in range(options.repeats + 1)]
     for row in rows:
@@ -106,7 +107,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--published-iterations", type=int, default=2000)
     parser.add_argument("--profile", action="store_true", help="the engine's costliest kernels")
     parser.add_argument("--json", help="file to write every number to")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.iterations < 2:
+        parser.error(f"--iterations {options.iterations}: the first step is left out, so give 2 or more")
+    return options
 
 
 def method(options: argparse.Namespace) -> NaturalInversionConfig:

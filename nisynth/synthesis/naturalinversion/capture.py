@@ -1,32 +1,49 @@
 """Compiling a step and capturing it as a CUDA graph, and what fits when it does not.
 
 What torch.compile generates is cached on disk, in TORCHINDUCTOR_CACHE_DIR (by default a folder of the user
-under the system's temporary one), so that of the processes on a node only the first pays for it; a node
-without that folder compiles for about a minute.
+under the system's temporary one), so that a process that comes later to a node does not pay for it again;
+a node without that folder compiles for about a minute.
 """
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-
-from nisynth.synthesis.naturalinversion.outcome import is_out_of_memory
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WARM_UP_STEPS = 3
 # Each engine of a process compiles the same code for its own teacher and batch size; torch's default is 8.
 COMPILATIONS_PER_PROCESS = 64
-# What other allocations of the process, and fragments between blocks, may take.
+# What rendering takes beside a captured step, other allocations of the process, and fragments between blocks.
 USABLE_MEMORY = 0.85
+
+
+class NotCaptured(Exception):
+    """The device did not take a step as a CUDA graph; the cause says why."""
 
 
 def compiled(function: Function) -> Function:
     """Returns `function` compiled as one graph for the shapes of its first call, which compiles it."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, COMPILATIONS_PER_PROCESS)
+    # torch does not cache graphs with backward passes of one's own, as their code is in no key; here it is.
+    functions: Any = torch._functorch.config
+    if hasattr(functions, "autograd_cache_allow_custom_autograd_functions"):
+        functions.autograd_cache_allow_custom_autograd_functions = True
+        torch.compiler.config.cache_key_tag = f"nisynth {_code_sha256()}"
     faster: Any = torch.compile(function, fullgraph=True, dynamic=False)
     return cast(Function, faster)
+
+
+@cache
+def _code_sha256() -> str:
+    """Returns the sha256 of the code of this package, some of which is compiled."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def captured(step: Callable[[], None], rewind: Callable[[], object]) -> Callable[[], None]:
@@ -34,34 +51,38 @@ def captured(step: Callable[[], None], rewind: Callable[[], object]) -> Callable
 
     `step` may only read and write tensors that live as long as it does, and must not wait for the device.
     It runs some times before, on a stream of its own, as lazy initialization and the choice of algorithms
-    cannot be captured; `rewind` is called before each. Its memory is private to the graph.
+    cannot be captured; `rewind` is called before each. Its memory is private to the graph. Raises
+    NotCaptured.
     """
-    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            rewind()
+    try:
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                rewind()
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Another thread of the worker may use the device while it uploads what is done.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # Another thread of the worker may use the device while it uploads what is done.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
+    except Exception as error:  # drivers may raise anything
+        raise NotCaptured from error
     return graph.replay
 
 
 def fitting_batch_size(too_large: int, run: Callable[[int], None], device: torch.device) -> int | None:
     """Returns the largest batch that should fit the GPU, from the memory that two small ones take.
 
-    `run(batch_size)` is one uncompiled step. None where even those do not fit.
+    `run(batch_size)` is one uncompiled step. None where it cannot be told: even those fail, or are not small.
     """
+    if too_large < 2:
+        return None
     small, larger = sorted({max(1, too_large // 32), max(2, too_large // 8)})
     try:
         few, more = (_peak_bytes(run, size, device) for size in (small, larger))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+    except Exception:  # the batch did not fit, and that is what the user must hear of
         return None
     free, total = torch.cuda.mem_get_info(device)
     allowed = torch.cuda.get_per_process_memory_fraction(device) * total

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.errors import NisynthError, one_line
-from nisynth.synthesis.naturalinversion.capture import captured, compiled, fitting_batch_size
+from nisynth.synthesis.naturalinversion.capture import (
+    NotCaptured,
+    captured,
+    compiled,
+    fitting_batch_size,
+)
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.draws import Draws, draw
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
@@ -38,7 +43,7 @@ from nisynth.synthesis.naturalinversion.outcome import (
     out_of_memory,
     within_memory,
 )
-from nisynth.synthesis.naturalinversion.precision import Precision, resolve
+from nisynth.synthesis.naturalinversion.precision import Precision, resolve, untuned
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
@@ -72,7 +77,8 @@ class Inversion:
         self._r_bn = FeatureDistribution(teacher.batch_norms, config.first_bn_multiplier)
         self.kept = KeptIterate(list(self._render.parameters()), config.select)
         # Adam divides by a root of squared gradients: for a scaled loss, only epsilon needs scaling.
-        epsilon, on_gpu = 1e-8 * precision.loss_scale, device.type == "cuda"
+        self._loss_scale = precision.scale(batch_size)
+        epsilon, on_gpu = 1e-8 * self._loss_scale, device.type == "cuda"
         self._adam = torch.optim.Adam(self._render.adam_groups(), eps=epsilon, fused=True, capturable=on_gpu)
         self._z = torch.zeros((batch_size, config.latent_dim), device=device)
         self._y = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -101,11 +107,13 @@ class Inversion:
         return list(self._render.parameters())
 
     def prepare(self) -> None:
-        """Compiles and captures `step`, as far as asked. What has begun must begin again after it."""
+        """Takes a step, which compiles it where asked, and captures it where asked. Begin again after it.
+
+        Raises NotCaptured, and whatever a step may raise that this machine cannot take.
+        """
+        self._advance()
         if self._shortcuts.captured:
             self.step = captured(self._advance, rewind=self._epoch.zero_)
-        elif self._shortcuts.compiled:
-            self._advance()
 
     def losses_at(self, iteration: int) -> Losses:
         """Returns the loss terms of an iteration that is done, counted from 1."""
@@ -114,7 +122,7 @@ class Inversion:
     def render(self) -> Tensor:
         """Returns the kept iterate's images, in float32 and without jitter: line 14."""
         self.kept.restore()
-        with torch.no_grad():
+        with torch.no_grad(), untuned():
             i_hat: Tensor = self._render(self._z, self._y_one_hot)
         return i_hat
 
@@ -124,7 +132,7 @@ class Inversion:
         self.kept.see(loss.total.detach(), self._epoch + 1)
         self._log.index_copy_(0, self._epoch.view(1), torch.stack(loss).detach()[None])
         self._adam.zero_grad()
-        torch.autograd.backward(loss.total * self._precision.loss_scale)
+        torch.autograd.backward(loss.total * self._loss_scale)
         self._adam.step()  # lines 10-12
         self._epoch += 1
 
@@ -140,7 +148,8 @@ class Inversion:
         i_hat = render.scaling(joined(render.pyramid, x_hat, m_l.float()))  # lines 7 and 8
         i_hat = apply_jitter(i_hat, jitter_2)
         with autocast(self._z.device):
-            return losses(self._config, self._fused, i_hat, self._y, r_bn)  # line 9
+            terms = losses(self._config, self._fused, i_hat, self._y, r_bn)  # line 9
+        return Losses(terms.total, *(term.detach() for term in terms[1:]))
 
     def _features(self, x_hat: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(self._config.feature_gradient):
@@ -246,36 +255,41 @@ class FastSynthesizer:
 
     def _prepare(self, draws: Draws, labels: Tensor) -> Inversion:
         """Returns an Inversion whose step runs on this machine, with as many shortcuts as that allows."""
+        start = time.perf_counter()
         while True:
+            inversion = self._build(draws, labels, self._shortcuts)
             try:
-                return self._build(draws, labels, self._shortcuts)
+                inversion.prepare()
+                break
             except Exception as error:  # compilers and drivers may raise anything
                 if isinstance(error, NisynthError) or is_out_of_memory(error):
                     raise
                 self._do_without(error)
+            del inversion
             gc.collect()
-
-    def _build(self, draws: Draws, labels: Tensor, shortcuts: Shortcuts) -> Inversion:
-        assert self._fused is not None
-        start = time.perf_counter()
-        inversion = Inversion(
-            self._config, self._teacher, self._fused, len(labels), self._precision, shortcuts
-        )
-        inversion.begin(draws, labels)
-        inversion.prepare()
         self.prepared_s = time.perf_counter() - start
         logger.info("%s: batch size %d prepared in %.1f s", self.describe(), len(labels), self.prepared_s)
         return inversion
 
+    def _build(self, draws: Draws, labels: Tensor, shortcuts: Shortcuts) -> Inversion:
+        assert self._fused is not None
+        config, teacher, precision = self._config, self._teacher, self._precision
+        inversion = Inversion(config, teacher, self._fused, len(labels), precision, shortcuts)
+        inversion.begin(draws, labels)
+        return inversion
+
     def _do_without(self, error: Exception) -> None:
-        """Leaves out what may have failed. Raises Unserved when nothing is left to leave out."""
-        compiled, graph = self._shortcuts.compiled, self._shortcuts.captured
-        if not compiled and not graph:
+        """Leaves out the shortcut that failed. Raises Unserved when the step fails without any."""
+        if isinstance(error, NotCaptured):
+            self._shortcuts = replace(self._shortcuts, captured=False)
+            how, reason = "as a CUDA graph", one_line(error.__cause__ or error)
+        elif self._shortcuts.compiled:
+            self._shortcuts = replace(self._shortcuts, compiled=False)
+            how, reason = "with torch.compile", one_line(error)
+        else:
             self._note(f"its step failed ({one_line(error)}); tasks run in the plain loop")
             raise Unserved from error
-        self._shortcuts = replace(self._shortcuts, compiled=False, captured=graph and compiled)
-        how = "with torch.compile" if compiled else "as a CUDA graph"
-        self._note(f"its step failed {how} ({one_line(error)}); it runs without")
+        self._note(f"its step failed {how} ({reason}); it runs without")
 
     def _fuse(self) -> FusedTeacher | None:
         shortcuts, dtype = self._shortcuts, self._precision.dtype

@@ -49,7 +49,7 @@ def conclude(
 ) -> ImageBatch:
     """Returns the task's batch from the rendered images. Raises TaskFailure `not_finite`."""
     if not (kept.finite & torch.isfinite(i_hat).all()):
-        raise TaskFailure("not_finite", _not_finite(task, curve))
+        raise TaskFailure("not_finite", _not_finite(task, curve, str((figures or {}).get("engine"))))
     return ImageBatch(
         task=task,
         images=i_hat.cpu(),
@@ -90,21 +90,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(task: Task, device: torch.device, fitting: int | None = None) -> TaskFailure:
-    """Returns the failure of a batch that is too large; `fitting` is a size known to fit, else a guess."""
+    """Returns the failure of a batch that is too large; `fitting` is a size that should fit, else a guess."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     batch_size = len(task.labels)
+    cure = f"try run.batch_size {fitting or batch_size // 2}" if batch_size > 1 else "it needs more memory"
     return TaskFailure(
         "out_of_memory",
-        f"task {task.index}: run.batch_size {batch_size} does not fit the memory of {device}; "
-        f"try run.batch_size {fitting or max(1, batch_size // 2)}",
+        f"task {task.index}: run.batch_size {batch_size} does not fit the memory of {device}; {cure}",
     )
 
 
-def _not_finite(task: Task, curve: LossCurve) -> str:
+def _not_finite(task: Task, curve: LossCurve, engine: str) -> str:
     good = [p["iteration"] for p in curve.points if math.isfinite(p["total"])]
     when = f"after iteration {good[-1]}" if good else "from the first iteration"
+    wider = ", or set engine.precision to float32" if "16" in engine else ""
     return (
         f"task {task.index}: the loss is not finite {when}; "
-        "check the teacher's weights and normalization, or lower method.lr_generator"
+        f"check the teacher's weights and normalization, or lower method.lr_generator{wider}"
     )

@@ -5,44 +5,25 @@ size, so that the two drift apart: by 1e-6 at the first iteration and a few thou
 """
 
 import functools
-import logging
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
-from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
-from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
-from nisynth.synthesis.naturalinversion import capture
+from nisynth.synthesis import EngineConfig, NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.engine import FastSynthesizer, Inversion
+from nisynth.synthesis.naturalinversion.engine import Inversion
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher
 from nisynth.synthesis.naturalinversion.precision import FLOAT32, Precision
 from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
-from nisynth.teachers import Teacher, load_teacher
+from nisynth.teachers import load_teacher
+from tests.engines import ON_CPU, SIXTEEN_BIT, fast, synthesizers
 
 TERMS = ("total", "ce", "r_bn", "tv", "l2")
-SIXTEEN_BIT = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-ON_CPU = Shortcuts.on(torch.device("cpu"))
-FLOAT32_ENGINE = EngineConfig(name="fast", precision="float32")
-
-
-def synthesizers(teacher, log_every=1, **options):
-    config = NaturalInversionConfig(**{"iterations": 5, "latent_dim": 16, **options})
-    return tuple(
-        make_synthesizer(config, engine, teacher, log_every=log_every)
-        for engine in (EngineConfig(), FLOAT32_ENGINE)
-    )
-
-
-def fast(teacher, log_every=1, shortcuts=None, engine=FLOAT32_ENGINE, **options):
-    config = NaturalInversionConfig(**{"iterations": 5, "latent_dim": 16, **options})
-    return FastSynthesizer(config, engine, teacher, log_every=log_every, shortcuts=shortcuts)
 
 
 def assert_follows(fast_batch, plain_batch):
@@ -89,7 +70,6 @@ def test_it_follows_the_plain_loop_on_real_teachers(shared, make_task, name):
 
 
 def test_the_first_gradient_of_every_weight_is_the_plain_loops(odd_teacher, make_task):
-    """The norm of what Adam has gathered after one step is that of the gradient, by its first moment."""
     task, config = make_task(6), NaturalInversionConfig(iterations=1, latent_dim=16)
     gradients = []
     for shortcuts in (PLAIN_STEPS, ON_CPU):
@@ -208,87 +188,6 @@ def test_a_teacher_that_gives_nan_fails_the_task_and_only_that(make_teacher, mak
     assert torch.equal(engine.synthesize(make_task(4)).images, expected)
 
 
-class Hungry(nn.Module):
-    """Asks for an exabyte when there are six images."""
-
-    def forward(self, x):
-        return _hungry(x)
-
-
-@torch.fx.wrap
-def _hungry(x):
-    return x + torch.empty(2**59)[0] if len(x) == 6 else x
-
-
-def test_out_of_memory_names_the_batch_size_and_the_next_task_runs(make_teacher, make_task):
-    teacher = make_teacher()
-    teacher.network.stages.append(Hungry())
-    engine = fast(teacher)
-    assert not engine.notes
-    with pytest.raises(TaskFailure, match=r"task 3: run\.batch_size 6 .*try run\.batch_size 3") as failure:
-        engine.synthesize(make_task(6, index=3))
-    assert failure.value.kind == "out_of_memory"
-    assert failure.value.__context__ is None
-    engine.synthesize(make_task(4))
-
-
-class Branching(nn.Module):
-    """Decides by what it sees, which no graph can."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.conv(x)))
-        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
-
-
-def test_a_teacher_that_is_no_graph_runs_in_the_plain_loop_with_one_line(make_task, caplog):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        teacher = Teacher(
-            Branching(),
-            normalization=Normalization((0.5,) * 3, (0.25,) * 3),
-            classes=list("abcd"),
-            input_px=16,
-        )
-    with caplog.at_level(logging.WARNING):
-        plain, engine = synthesizers(teacher)
-        batch = engine.synthesize(make_task(4))
-    assert torch.equal(batch.images, plain.synthesize(make_task(4)).images)
-    assert batch.figures["engine"] == "plain, float32"
-    (note,) = engine.notes
-    assert note.startswith("engine.name fast: torch.fx cannot trace the teacher: ")
-    assert note.endswith("; tasks run in the plain loop")
-    assert "\n" not in note
-    assert [record.getMessage() for record in caplog.records] == [note]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, the capture does not fail")
-def test_a_capture_that_fails_is_done_without(odd_teacher, make_task):
-    engine = fast(odd_teacher, shortcuts=replace(ON_CPU, captured=True))
-    batch = engine.synthesize(make_task(4))
-    assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)
-    assert batch.figures["engine"] == "fast, float32"
-    (note,) = engine.notes
-    assert note.startswith("engine.name fast: its step failed as a CUDA graph (")
-
-
-def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypatch):
-    def no_compiler(graph, inputs):
-        raise FileNotFoundError("no such compiler")
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    engine = fast(odd_teacher, shortcuts=replace(ON_CPU, compiled=True))
-    batch = engine.synthesize(make_task(4))
-    torch._dynamo.reset()
-    assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(4)).images)
-    (note,) = engine.notes
-    assert note.startswith("engine.name fast: its step failed with torch.compile (")
-    assert note.endswith("; it runs without")
-
-
 @pytest.mark.filterwarnings("default")  # torch.compile of some versions warns of its own code
 def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monkeypatch):
     """Traced whole, forward and backward, as on a GPU; the code that would be generated is left out."""
@@ -315,9 +214,28 @@ def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monk
     assert not [name for name in operations if name.startswith(adding)]
 
 
+@pytest.mark.filterwarnings("default")
+def test_tasks_of_one_size_are_compiled_once(odd_teacher, make_task, monkeypatch):
+    graphs = []
+
+    def record(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=record)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    engine = fast(odd_teacher, shortcuts=replace(ON_CPU, compiled=True))
+    for index in range(3):
+        engine.synthesize(make_task(4, index=index, seed=index))
+    torch._dynamo.reset()
+    assert engine.notes == []
+    assert len(graphs) == 2  # forward and backward
+
+
 def test_a_scaled_loss_takes_the_same_steps(odd_teacher, make_task):
     """As float16 needs it: the scale is a power of two, and Adam's epsilon is scaled along."""
     task, config = make_task(4), NaturalInversionConfig(iterations=4, latent_dim=16)
+    assert Precision("float32", loss_scale=4096.0).scale(4) == 256.0
     images = []
     for scale in (1.0, 4096.0):
         inversion = begun(odd_teacher, task, config, precision=Precision("float32", loss_scale=scale))
@@ -345,11 +263,3 @@ def test_image_sizes(make_teacher, make_task, input_px):
     )
     assert_follows(engine, plain)
     assert engine.images.shape == (2, 3, input_px, input_px)
-
-
-def test_what_fits_is_unknown_where_even_small_batches_do_not(monkeypatch):
-    def full(*_):
-        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-
-    monkeypatch.setattr(capture, "_peak_bytes", full)
-    assert capture.fitting_batch_size(256, lambda size: None, torch.device("cuda")) is None
