@@ -38,7 +38,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nisynth.batch import Normalization, Task
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion import engine
-from nisynth.synthesis.naturalinversion.activations import fuse_activations
 from nisynth.synthesis.naturalinversion.draws import draw
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher
 from nisynth.synthesis.naturalinversion.precision import Precision
@@ -114,10 +113,11 @@ def graphs(options: argparse.Namespace, shortcuts: Shortcuts) -> list[tuple[fx.G
     precision = Precision(options.precision, getattr(torch, options.precision))
     fused = FusedTeacher(
         teacher, precision.dtype, shortcuts.layout, folded=shortcuts.folded,
+        activations=shortcuts.activations and precision.dtype != torch.float32,
         statistics=shortcuts.statistics, normalization=shortcuts.normalization,
     )  # fmt: skip
-    if shortcuts.activations and precision.dtype != torch.float32:
-        fuse_activations(fused._features)  # unprobed: a CPU has no 16-bit kernels to compare
+    if fused.notes:
+        raise SystemExit("\n".join(fused.notes))
     seen: list[tuple[fx.GraphModule, list[Any]]] = []
 
     def note(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:

@@ -84,7 +84,8 @@ def test_a_long_lived_engine_gives_what_a_fresh_one_gives(teacher):
     for index in (0, 1, 0):
         again = long_lived.synthesize(task(index=index))
         fresh = fast(teacher, CAPTURED).synthesize(task(index=index))
-        assert totals(again) == pytest.approx(totals(fresh), rel=1e-3)
+        assert totals(again)[0] == pytest.approx(totals(fresh)[0], rel=1e-5)
+        assert totals(again) == pytest.approx(totals(fresh), rel=2e-2)
         assert again.figures["best_iteration"] == fresh.figures["best_iteration"]
 
 
@@ -112,33 +113,33 @@ def test_no_step_waits_for_the_device(teacher):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_cudnns_fused_calls_give_the_same_features(teacher):
-    x = torch.randn((16, 3, 32, 32), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        separate, fused = (
-            FusedTeacher(teacher, torch.bfloat16, torch.channels_last, activations=activations).features(x)
-            for activations in (False, True)
-        )
-    for a, b in zip(fused, separate, strict=True):
-        assert float((a.float() - b.float()).norm() / b.float().norm()) < 2e-2
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_fused_graphs_are_as_near_to_float32_as_separate_ones(teacher, dtype):
+    """cuDNN's fused activations (in 16 bits), normalization in one read, and its gradient."""
+    exact = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True)
+    options = {"activations": dtype != torch.float32, "normalization": True}
+    separate = FusedTeacher(teacher, dtype, torch.channels_last, statistics=True)
+    fused = FusedTeacher(teacher, dtype, torch.channels_last, statistics=True, **options)
+    assert fused.notes == []
+    with FLOAT32.arithmetic(teacher.device):
+        wanted, near, given = (values_and_gradient(graphs, dtype) for graphs in (exact, separate, fused))
+    for value, other, true in zip(given, near, wanted, strict=True):
+        assert error(value, true) < 1.5 * error(other, true) + 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_normalization_in_one_read_gives_what_the_separate_operations_give(teacher, dtype):
-    results = []
-    for normalization in (True, False):
-        fused = FusedTeacher(
-            teacher, dtype, torch.channels_last, statistics=True, normalization=normalization
-        )
-        assert fused.notes == []
-        x = torch.randn((16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            logits, of_layers = fused.observe(x)
-        loss = logits.float().square().sum() + sum(m.square().sum() for m in of_layers)
-        results.append([logits, *of_layers, *torch.autograd.grad(loss, [x])])
-    for value, wanted in zip(*results, strict=True):
-        error = float((value.float() - wanted.float()).norm() / wanted.float().norm())
-        assert error < (1e-4 if dtype == torch.float32 else 5e-2)
+def values_and_gradient(fused, dtype):
+    """Features, logits, moments, and the image's gradient of the last two."""
+    x = torch.randn((16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        with torch.no_grad():
+            features = fused.features(x)
+        logits, of_layers = fused.observe(x)
+    loss = logits.float().square().sum() + sum(m.square().sum() for m in of_layers)
+    return [*features, logits, *of_layers, *torch.autograd.grad(loss, [x])]
+
+
+def error(value, wanted):
+    return float((value.float() - wanted.float()).norm() / wanted.float().norm())
 
 
 def test_out_of_memory_says_what_fits(teacher):

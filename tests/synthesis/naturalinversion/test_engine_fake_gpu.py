@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.activations import fuse_activations
 from nisynth.synthesis.naturalinversion.draws import draw
 from nisynth.synthesis.naturalinversion.engine import Inversion
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher
@@ -61,12 +60,11 @@ def begun(monkeypatch, make_task, precision, **options):
     task = make_task(8, num_classes=10)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         teacher = load_teacher(arch="resnet20")
-        fused = FusedTeacher(
-            teacher, precision.dtype, torch.channels_last, statistics=True, normalization=True
-        )
+        activations = precision.dtype != torch.float32 and not config.feature_gradient
+        options = {"activations": activations, "statistics": True, "normalization": True}
+        fused = FusedTeacher(teacher, precision.dtype, torch.channels_last, **options)
         draws = draw(task, config, teacher)
-    if precision.dtype != torch.float32 and not config.feature_gradient:
-        fuse_activations(fused._features)
+    assert fused.notes == []
     for part in (teacher.network, fused._features, fused._observing):
         to_fake_gpu(part)
     teacher.device = GPU

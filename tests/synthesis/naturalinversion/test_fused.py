@@ -1,5 +1,6 @@
 """The teacher's graphs against the teacher: equal values, fewer operations, and refusals in one line."""
 
+import functools
 import math
 from collections import Counter
 
@@ -12,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nisynth.batch import Normalization
 from nisynth.synthesis.naturalinversion.activations import fuse_activations
 from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.naturalinversion.precision import Precision
 from nisynth.teachers import Teacher, build_network
+from nisynth.teachers.registry import REGISTRY
 
 
 class Operations(TorchDispatchMode):
@@ -72,7 +75,7 @@ def operations(run):
     return seen.count
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "vgg11", "mobilenetv2"])
+@pytest.mark.parametrize("arch", list(REGISTRY))
 def test_registered_teachers_lose_every_batch_norm_in_the_feature_pass(arch):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -305,3 +308,54 @@ def test_the_operators_keep_torchs_contract(op):
     torch.library.opcheck(
         getattr(torch.ops.nisynth, op).default, (*inputs, weight, bias, [1, 1], [1, 1], [1, 1], 1)
     )
+
+
+def rounded_to_tf32(convolve, x, weight, bias):
+    """A convolution of factors with TF32's 10 bits of fraction."""
+
+    def short(value):
+        scale = torch.exp2(10 - torch.floor(torch.log2(value.abs().clamp_min(1e-30))))
+        return (value * scale).round() / scale
+
+    return convolve(short(x), short(weight), bias)
+
+
+def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(monkeypatch):
+    """As on a GPU: between a folded BatchNorm and a separate one, TF32's rounding alone differs by 2e-3."""
+    convolve = nn.Conv2d._conv_forward
+
+    def forward(self, x, weight, bias):
+        if torch.backends.cudnn.conv.fp32_precision != "tf32":
+            return convolve(self, x, weight, bias)
+        return rounded_to_tf32(functools.partial(convolve, self), x, weight, bias)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = wrap(build_network("resnet56", 10), input_px=32)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", forward)
+    with Precision("tf32").arithmetic(torch.device("cpu")):
+        fused = FusedTeacher(teacher)
+        x = images(32)
+        with torch.no_grad():
+            separate, folded = teacher.features(x)[-1], fused.features(x)[-1]
+    assert float((folded - separate).norm() / separate.norm()) > 1e-3
+
+
+def test_sixteen_bits_are_judged_by_their_distance_from_float32():
+    """Deep networks round by more than 5 %, however they are computed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = wrap(build_network("resnet56", 10), input_px=32)
+    options = {"activations": True, "statistics": True, "normalization": True}
+    fused = FusedTeacher(teacher, torch.bfloat16, torch.channels_last, **options)
+    assert fused.notes == []
+
+
+def test_a_fused_graph_that_is_wrong_is_left_out(shipped_teacher, monkeypatch):
+    def wrong(traced):
+        next(iter(traced.children())).weight.data *= 1.1
+
+    monkeypatch.setattr("nisynth.synthesis.naturalinversion.fused.fuse_activations", wrong)
+    fused = FusedTeacher(shipped_teacher, torch.bfloat16, activations=True)
+    (note,) = fused.notes
+    assert note == "no cuDNN's fused activations (it does not give what the separate operations give)"
