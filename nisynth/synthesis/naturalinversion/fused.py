@@ -23,7 +23,7 @@ from nisynth.synthesis.naturalinversion.precision import FLOAT32
 from nisynth.teachers import Teacher
 from nisynth.teachers.trace import Site
 
-LARGEST_ERROR, LARGEST_GROWTH = 1e-3, 1.5
+LARGEST_ERROR, LARGEST_ERROR_16_BIT, LARGEST_GROWTH = 1e-3, 2e-2, 1.5
 
 
 class Untraceable(Exception):
@@ -110,8 +110,9 @@ class FusedTeacher:
             except Exception as error:  # compilers and drivers may raise anything
                 self.notes.append(f"no {what} ({one_line(error)})")
                 return separate
+        allowed = LARGEST_ERROR if self._dtype == torch.float32 else LARGEST_ERROR_16_BIT
         for value, other, wanted in zip(given, near, exact, strict=True):
-            if not _error(value, wanted) < LARGEST_GROWTH * _error(other, wanted) + LARGEST_ERROR:
+            if not _error(value, wanted) < LARGEST_GROWTH * _error(other, wanted) + allowed:
                 self.notes.append(f"no {what} (it does not give what the separate operations give)")
                 return separate
         return fused
