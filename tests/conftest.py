@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share."""
 
 import gc
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def one_thread() -> None:
     """Bit-equality is promised for equal thread counts, and one thread is what a worker uses."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def listen_to_ctrl_c() -> None:
+    """A shell that puts the suite into the background lets it and its children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
