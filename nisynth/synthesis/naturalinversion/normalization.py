@@ -47,12 +47,12 @@ def _(x, other, mean, scale, bias):  # type: ignore[no-untyped-def]
     return y, x.new_empty((x.shape[0], 2, x.shape[1]), dtype=dtype)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, other, mean, scale, bias = inputs
     ctx.save_for_backward(x, None if other is None else output[0], mean, scale, bias)
 
 
-def _backward(ctx: Any, of_y: Tensor, of_moments: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, of_y: Tensor, of_moments: Tensor) -> tuple[Tensor | None, ...]:
     """Returns the gradients of x and other; with M = HW, moments give 1 / M and 2 d / M to x."""
     x, y, mean, scale, bias = ctx.saved_tensors
     d = _distance(x, mean)
@@ -63,7 +63,7 @@ def _backward(ctx: Any, of_y: Tensor, of_moments: Tensor) -> tuple[Tensor | None
     return of_x.to(x.dtype), None if y is None else of_sum, None, None, None
 
 
-norm_relu.register_autograd(_backward, setup_context=_keep)
+norm_relu.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def _distance(x: Tensor, mean: Tensor) -> Tensor:

@@ -36,15 +36,15 @@ def _(moments):  # type: ignore[no-untyped-def]
     return moments[0].new_empty((2, sum(of_images.shape[2] for of_images in moments)))
 
 
-def _keep(ctx: Any, inputs: tuple[list[Tensor]], output: Tensor) -> None:
+def _keep_sizes(ctx: Any, inputs: tuple[list[Tensor]], output: Tensor) -> None:
     ctx.batch_size, ctx.channels = len(inputs[0][0]), [of_images.shape[2] for of_images in inputs[0]]
 
 
-def _backward(ctx: Any, gradient: Tensor) -> list[Tensor]:
+def _spread_over_images(ctx: Any, gradient: Tensor) -> list[Tensor]:
     return [part.expand(ctx.batch_size, -1, -1) for part in torch.split(gradient, ctx.channels, 1)]
 
 
-sum_over_images.register_autograd(_backward, setup_context=_keep)
+sum_over_images.register_autograd(_spread_over_images, setup_context=_keep_sizes)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
