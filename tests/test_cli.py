@@ -343,3 +343,10 @@ def test_a_read_only_disk(config: Path, tmp_path: Path) -> None:
 
 def test_the_tiny_network_is_importable_by_name() -> None:
     assert isinstance(TinyNet(), nn.Module)
+
+
+def test_a_precision_that_this_machine_lacks_leaves_the_url_free(tmp_path, capsys):
+    run = ("run", "demo", "--store", str(tmp_path / "run"), "--set", "engine.name=fast")
+    assert execute([*run, "--set", "engine.precision=tf32", "--executor", "local"]) == 2
+    assert "engine.precision 'tf32'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -37,9 +37,9 @@ def main() -> None:
 
 def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
-    from nisynth.cli import compress, distill, jobs, runs, storage  # noqa: F401  they register their verbs
-
     try:
+        from nisynth.cli import compress, distill, jobs, runs, storage  # noqa: F401  they register their verbs
+
         result = app(args=arguments, standalone_mode=False)
         if result == INTERRUPTED:  # what typer makes of Ctrl-C, in silence
             return _say("stopped by Ctrl-C; the same command goes on from there", INTERRUPTED)
@@ -48,6 +48,8 @@ def execute(arguments: list[str]) -> int:
         return _say(f"error: {error.format_message()}; `nisynth --help` shows the verbs", error.exit_code)
     except NisynthError as error:
         return _say(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:  # while the verbs were imported: later ones are typer's
+        return _say("stopped by Ctrl-C before anything was done", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE  # never 0: what it was about to say may not have been good

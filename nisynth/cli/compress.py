@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nisynth.cli import app
-from nisynth.cli.runs import JsonOption, SetOption, out
+from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
 from nisynth.config import load_config, load_consumer_config
 from nisynth.consumers.device import default_device
 from nisynth.consumers.evaluate import Evaluation, evaluate, read_images
@@ -99,6 +99,7 @@ def prune_network(
         str | None,
         typer.Option(metavar="R,R,...", help="Shares of filters to remove, e.g. 0.5,0.9 (ratios)."),
     ] = None,
+    allow_partial: PartialOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -109,6 +110,7 @@ def prune_network(
         "data": data,
         "output": output,
         "test_set": test_set,
+        "allow_partial": allow_partial,
         "ratios": None if ratios is None else _numbers("--ratios", ratios),
     }
     resolved = load_consumer_config(

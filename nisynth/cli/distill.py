@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nisynth.cli import app
-from nisynth.cli.runs import JsonOption, SetOption, out
+from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
 from nisynth.config import load_consumer_config
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
@@ -34,12 +34,13 @@ def distil(
     data: DataOption = None,
     output: OutputOption = None,
     workers: WorkersOption = None,
+    allow_partial: PartialOption = None,
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
 ) -> None:
     """Train a student on a teacher's answers to a run's images. Run it again to resume."""
-    given = {"data": data, "output": output, "workers": workers}
+    given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(DistillConfig, config, set_, kind="distil", given=given)
     _show(distill(resolved, address=address, say=_say), as_json)
 
@@ -50,12 +51,13 @@ def scratch(
     data: DataOption = None,
     output: OutputOption = None,
     workers: WorkersOption = None,
+    allow_partial: PartialOption = None,
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
     """Train a network from scratch on a run's images and labels. Run it again to resume."""
-    given = {"data": data, "output": output, "workers": workers}
+    given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
     _show(train_from_scratch(resolved, address=address, say=_say), as_json)
 

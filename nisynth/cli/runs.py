@@ -27,6 +27,10 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="A.B=C", help="Override a config value, e.g. run.num_images=1024."),
 ]
+PartialOption = Annotated[
+    bool | None,
+    typer.Option("--allow-partial", help="Take a run that is not complete yet (allow_partial)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for a machine to read.")]
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -127,10 +131,12 @@ def verify(
 ) -> int:
     """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label."""
     observer = make_observer(unit="shards")
-    verdict = audit.verify(Run.open(open_store(url)), deep, observer.checked)
+    run = Run.open(open_store(url))
+    verdict = audit.verify(run, deep, observer.checked)
     observer.finished()
     if as_json:
-        document = {"checked": verdict.checked, "problems": [dataclasses.asdict(p) for p in verdict.problems]}
+        problems = [dataclasses.asdict(problem) for problem in verdict.problems]
+        document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "problems": problems}
         out.print_json(json.dumps({"ok": not verdict.problems, **document}))
     else:
         for problem in verdict.problems:
@@ -140,7 +146,8 @@ def verify(
             if verdict.problems
             else "all sound"
         )
-        out.print(f"{verdict.checked:,} commits checked{' deeply' if deep else ''}: {end}")
+        of_all = f"{verdict.checked:,} of {run.plan.num_tasks:,} tasks are committed"
+        out.print(f"{of_all} and checked{' deeply' if deep else ''}: {end}")
     return 1 if verdict.problems else 0
 
 

@@ -114,7 +114,8 @@ def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
         return [
             Problem(
                 None,
-                f"{run.store.url}: the manifest and the commits list other shards; `nisynth redo URL --bad`",
+                f"{run.store.url}: the manifest and the commits list other shards;"
+                f" `nisynth redo {run.store.url} --bad`",
             )
         ]
     return []

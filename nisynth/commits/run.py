@@ -228,8 +228,13 @@ def parse_plan(url: str, data: bytes) -> Plan:
         if not isinstance(document, Mapping):
             raise ValueError("not an object")
     except (ValueError, RecursionError):
-        raise DataError(f"{url}/plan.json: not JSON; the run's plan is damaged") from None
-    return Plan(document)
+        raise DataError(
+            f"{url}/plan.json: not JSON, so damaged; put the original back, or use another URL"
+        ) from None
+    try:
+        return Plan(document)
+    except DataError as error:
+        raise DataError(f"{url}/{error}; put the original back, or use another URL") from None
 
 
 def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:

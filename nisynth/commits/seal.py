@@ -139,11 +139,12 @@ def read_manifest(run: Run) -> list[ManifestRow]:
     except NotFound:
         raise IncompleteRun(
             f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume,"
-            " or pass allow_partial"
+            " or pass --allow-partial (allow_partial=True) for what is committed"
         ) from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(
-            f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says; `nisynth redo URL --bad`"
+            f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says;"
+            f" `nisynth redo {run.store.url} --bad`"
         )
     return list(_rows(data))
 

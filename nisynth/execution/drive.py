@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from nisynth.commits import Run
 from nisynth.commits.seal import read_manifest, seal
 from nisynth.config import RunConfig, load_config
@@ -18,6 +20,7 @@ from nisynth.plan import Plan, make_plan
 from nisynth.progress import Observer, SilentObserver
 from nisynth.storage import open_store
 from nisynth.storage.probe import probe_conditional_create
+from nisynth.synthesis import check_engine
 from nisynth.teachers import load_teacher
 
 Executor = Literal["local", "ray"]
@@ -46,6 +49,11 @@ def run(
     config = config if isinstance(config, RunConfig) else load_config(config)
     observer = observer or SilentObserver()
     began = time.monotonic()
+    if (
+        executor == "local"
+    ):  # before the plan is stored, which would hold the URL for a config that cannot run
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_engine(config.method, config.engine, device)
     joined = begin(config, store)
     executed = 0
     if joined.sealed:

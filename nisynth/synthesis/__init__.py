@@ -7,6 +7,8 @@ A method is a frozen Config and a Synthesizer; adding one costs a file here and 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from nisynth.synthesis import naturalinversion, noise
 from nisynth.synthesis.naturalinversion import NaturalInversionConfig
 from nisynth.synthesis.noise import NoiseConfig
@@ -21,6 +23,7 @@ __all__ = [
     "NoiseConfig",
     "StepCallback",
     "Synthesizer",
+    "check_engine",
     "make_synthesizer",
 ]
 
@@ -29,6 +32,12 @@ Method = NaturalInversionConfig | NoiseConfig
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"naturalinversion": naturalinversion.PRESETS}
 """Fields of published experiments, by method and preset."""
+
+
+def check_engine(method: Method, engine: EngineConfig, device: torch.device) -> None:
+    """Raises ConfigError when the engine, or the device, lacks what `make_synthesizer` would need of it."""
+    if not isinstance(method, NoiseConfig):
+        naturalinversion.check_engine(engine, device)
 
 
 def make_synthesizer(
