@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PLAN_KEY = "plan.json"
 SUCCESS_KEY = "_SUCCESS"
 TRIES = 5
+_PLAN_CURE = "put the original back, or use another URL"
 
 
 class Run:
@@ -228,13 +229,11 @@ def parse_plan(url: str, data: bytes) -> Plan:
         if not isinstance(document, Mapping):
             raise ValueError("not an object")
     except (ValueError, RecursionError):
-        raise DataError(
-            f"{url}/plan.json: not JSON, so damaged; put the original back, or use another URL"
-        ) from None
+        raise DataError(f"{url}/plan.json: not JSON, the run's plan is damaged; {_PLAN_CURE}") from None
     try:
         return Plan(document)
     except DataError as error:
-        raise DataError(f"{url}/{error}; put the original back, or use another URL") from None
+        raise DataError(f"{url}/{error}; {_PLAN_CURE}") from None
 
 
 def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:

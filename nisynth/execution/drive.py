@@ -49,9 +49,8 @@ def run(
     config = config if isinstance(config, RunConfig) else load_config(config)
     observer = observer or SilentObserver()
     began = time.monotonic()
-    if (
-        executor == "local"
-    ):  # before the plan is stored, which would hold the URL for a config that cannot run
+    if executor == "local":
+        # Before the plan is stored, which would hold the URL for a config that cannot run.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_engine(config.method, config.engine, device)
     joined = begin(config, store)
