@@ -161,30 +161,23 @@ def test_a_teacher_whose_step_fails_runs_in_the_plain_loop_with_one_line(make_ta
 
 
 COMPILE = """
-import sys
-import numpy as np
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from dataclasses import replace
-from nisynth.batch import Normalization, Task
-from nisynth.teachers import Teacher
-from tests.engines import ON_CPU, fast
+from nisynth.synthesis.naturalinversion.capture import compiled
+from nisynth.synthesis.naturalinversion.jitter import apply_jitter
+from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments
 
-torch.manual_seed(0)
-network = nn.Sequential(
-    nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-)
-normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-teacher = Teacher(network, normalization=normalization, classes=list("abcd"), input_px=16, taps=["2"])
-engine = fast(teacher, shortcuts=replace(ON_CPU, compiled=True), iterations=2)
-engine.synthesize(Task(index=0, seed=1, labels=np.arange(4), rows=4))
-assert engine.notes == [], engine.notes
+norm = nn.BatchNorm2d(3)
+r_bn = FeatureDistribution([norm])
+step = compiled(lambda x, offsets: r_bn([moments(apply_jitter(x, offsets), norm.running_mean)]))
+x = torch.randn(2, 3, 8, 8, requires_grad=True)
+torch.autograd.backward(step(x, torch.tensor([1, -1, 1])))
 print(counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
 """
 
 
-def test_the_next_process_on_a_node_finds_the_step_compiled(tmp_path):
+def test_the_next_process_on_a_node_finds_compiled_what_has_a_backward_pass_of_our_own(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
     seen = []
     for _ in range(2):
