@@ -8,7 +8,7 @@ on an H100, and given to torch's compiler, which writes its kernels without look
 the compiler's own count of what each kernel reads and writes (`kernel_num_gb`), and for this project's
 memory-bound operators that of their arguments and results; convolutions and matrix products are counted as
 launches alone. `ms` is those bytes at `--bandwidth`: a prediction to compare variants by, not a time.
-It reaches into the compiler of the torch that is pinned, and may need mending for another.
+It reaches into the compiler of torch (written for 2.15), and may need mending for another.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 from unittest import mock
 
@@ -73,7 +73,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arch", default="resnet34")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--without", action="append", default=[], help="a shortcut; may be repeated")
+    shortcuts = [field.name for field in fields(Shortcuts) if getattr(EVERY, field.name)]
+    parser.add_argument(
+        "--without", action="append", default=[], choices=shortcuts, help="a shortcut; may be repeated"
+    )
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the card is taken to reach")
     return parser.parse_args()
 
@@ -90,11 +93,8 @@ def count(options: argparse.Namespace, shortcuts: Shortcuts) -> tuple[int, int, 
         own = [node for node in on_gpu.graph.nodes if str(node.target).startswith("nisynth.")]
         fused = [node for node in own if "conv" not in str(node.target)]
         totals[0] += len(compiled) + len(fused)
-        totals[1] += (
-            len(own)
-            - len(fused)
-            + len(re.findall(r"[. ](?:convolution|convolution_backward\.default)\(", calls))
-        )
+        convolutions = re.findall(r"[. ](?:convolution|convolution_backward\.default)\(", calls)
+        totals[1] += len(own) - len(fused) + len(convolutions)
         totals[2] += len(re.findall(r"extern_kernels\.(?:mm|addmm|bmm)\(", calls))
         totals[3] += sum(float(kernels[name]) for name in compiled) + sum(map(moved_gb, fused))
     launches, convolutions, products, gigabytes = totals

@@ -21,7 +21,7 @@ class Observer(Protocol):
         """The layers whose inputs `observe` returns, in its order."""
 
     def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns logits `(B, C)` and the input of every BatchNorm2d."""
+        """Returns logits `(B, C)` and the input of every BatchNorm2d, or what `r_bn` of `losses` reads."""
 
 
 class Losses(NamedTuple):
@@ -43,8 +43,8 @@ def losses(
 ) -> Losses:
     """Returns L_inv (Eq. 8) of normalized `(B, 3, H, W)` images with `(B,)` int64 labels.
 
-    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2. `r_bn` computes
-    R_BN from what the teacher observes; by default that is `feature_distribution`.
+    total = ce + bn_weight * r_bn + tv_weight * tv + l2_weight * l2. `r_bn` computes R_BN from what the
+    teacher observes; by default that is `feature_distribution`.
     """
     logits, bn_inputs = teacher.observe(images)
     ce = cross_entropy(logits, labels)
