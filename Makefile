@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check static install chaos
+.PHONY: demo test proofs check static install chaos
 demo: install
 	$(BIN)/nisynth run demo --executor ray --store runs/demo
 	$(BIN)/nisynth verify runs/demo --deep
@@ -14,6 +14,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q
+
+proofs: install
+	$(BIN)/python -m pytest -q -m slow
 
 chaos: install
 	$(BIN)/python -m tests.chaos

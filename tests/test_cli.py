@@ -1,7 +1,5 @@
 """The command line as its users meet it: every verb, and one clear line for everything they can get wrong."""
 
-import contextlib
-import io
 import json
 import os
 import pickle
@@ -17,22 +15,13 @@ import torch
 import yaml
 from torch import nn
 
-from nisynth.cli import execute
 from nisynth.commits import Run
 from nisynth.storage import open_store
+from tests.command_line import nisynth
 from tests.tiny import TinyNet, keys, tiny_config
 
 REPO = Path(__file__).resolve().parents[1]
 NISYNTH = [sys.executable, "-c", "from nisynth.cli import main; main()"]
-
-
-def nisynth(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs a command line as `main` does, in this process: starting one takes seconds."""
-    words = [str(argument) for argument in arguments]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        exit_code = execute(words)
-    return subprocess.CompletedProcess(words, exit_code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -345,8 +334,7 @@ def test_the_tiny_network_is_importable_by_name() -> None:
     assert isinstance(TinyNet(), nn.Module)
 
 
-def test_a_precision_that_this_machine_lacks_leaves_the_url_free(tmp_path, capsys):
+def test_a_precision_that_this_machine_lacks_leaves_the_url_free(tmp_path: Path) -> None:
     run = ("run", "demo", "--store", str(tmp_path / "run"), "--set", "engine.name=fast")
-    assert execute([*run, "--set", "engine.precision=tf32", "--executor", "local"]) == 2
-    assert "engine.precision 'tf32'" in capsys.readouterr().err
+    says(nisynth(*run, "--set", "engine.precision=tf32", "--executor", "local"), 2, "engine.precision 'tf32'")
     assert not (tmp_path / "run").exists()
