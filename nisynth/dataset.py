@@ -48,7 +48,7 @@ def open_dataset(
     DataError (a damaged manifest), StorageError.
     """
     run = Run.open(open_store(url))
-    partial = allow_partial and not run.sealed
+    partial = allow_partial and not run.is_sealed()
     shards = _committed(run) if partial else read_manifest(run)
     _check_manifest(run, shards, partial)
     folder = Path(cache) if cache is not None else default_folder() if url.startswith("s3://") else None

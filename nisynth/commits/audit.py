@@ -95,7 +95,7 @@ def _judge(run: Run, task: int, deep: bool) -> list[Problem]:
 
 
 def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
-    if not run.sealed:
+    if not run.is_sealed():
         return []
     missing = sorted(set(range(run.plan.num_tasks)) - committed)
     if missing:

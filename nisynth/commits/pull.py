@@ -235,7 +235,7 @@ def _copy_shard(run: Run, copy: Run, commit: Commit) -> int:
 
 
 def _seal(copy: Run) -> None:
-    if copy.sealed:
+    if copy.is_sealed():
         # Not sealed anew: another version of the Parquet library may write the same rows otherwise.
         read_manifest(copy)
     else:

@@ -79,8 +79,7 @@ class Run:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
         return cls(store, parse_plan(store.url, existing))
 
-    @property
-    def sealed(self) -> bool:
+    def is_sealed(self) -> bool:
         """True when `_SUCCESS` says that the run was complete."""
         return fetch_document(self.store, SUCCESS_KEY) is not None
 

@@ -35,7 +35,7 @@ class Status:
 def status(run: Run) -> Status:
     """Returns the status of a run; costs two listings and at most 32 small reads. Raises StorageError."""
     committed, quarantined = run.committed(), run.quarantined()
-    complete = run.sealed
+    complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
     return Status(
         url=run.store.url,

@@ -55,7 +55,7 @@ def run(
         check_engine(config.method, config.engine, device)
     joined = begin(config, store)
     executed = 0
-    if joined.sealed:
+    if joined.is_sealed():
         _refuse_missing(joined)
         observer.note(f"{store}: complete already; nothing to run")
     else:
@@ -71,7 +71,7 @@ def begin(config: RunConfig, store_url: str) -> Run:
     plan = plan_run(config)
     store = open_store(store_url)
     joined = Run.join(store, plan)
-    if not config.execution.single_writer and not joined.sealed:
+    if not config.execution.single_writer and not joined.is_sealed():
         probe_conditional_create(store)
     return joined
 
@@ -97,7 +97,7 @@ def _refuse_missing(joined: Run) -> None:
 
 def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> RunReport:
     # A seal is not made twice: another version of pyarrow would write other bytes for the same manifest.
-    sealed = joined.sealed or seal(joined)
+    sealed = joined.is_sealed() or seal(joined)
     committed, quarantined = joined.committed(), joined.quarantined()
     planned, allowed = joined.plan.num_tasks, config.execution.max_failed_tasks
     if not sealed and len(quarantined) > allowed:

@@ -179,7 +179,7 @@ def _damage(row: Row, run: Run, witness: Witness, wanted: dict[int, str]) -> lis
     planned = set(range(run.plan.num_tasks))
     found = _digests(run)
     verdict = verify(run, deep=True)
-    listed = [line.task for line in read_manifest(run)] if run.sealed else []
+    listed = [line.task for line in read_manifest(run)] if run.is_sealed() else []
     lost = len(planned - found.keys()) + len(planned - set(listed))
     duplicates = len(listed) - len(set(listed)) + witness.changed()
     wrong = {problem.task for problem in verdict.problems}

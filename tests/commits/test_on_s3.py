@@ -59,7 +59,7 @@ def test_a_run_on_s3_from_the_first_commit_to_a_copy(s3_url: str, tmp_path: Path
     run.store.put(shard, data[:-1] + bytes([data[-1] ^ 1]))
     assert verify(run, deep=True).bad_tasks == [2]
     assert redo(run, [2]) == [2]
-    assert (run.sealed, run.committed()) == (False, {0, 1, 3})
+    assert (run.is_sealed(), run.committed()) == (False, {0, 1, 3})
     commit_all(run, [2])
     assert seal(run)
     verdict = verify(run, deep=True)

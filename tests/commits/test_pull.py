@@ -97,7 +97,7 @@ def test_a_source_that_dies_at_any_get_costs_only_what_was_in_flight(tmp_path: P
         if dies_after:  # a plan and any part of the commits: a run that is not complete
             begun = Run.open(open_store(str(folder)))
             assert verify(begun, deep=True).problems == ()
-            assert not begun.sealed
+            assert not begun.is_sealed()
             there = len(keys(begun.store, "data/"))
         else:
             there = 0
@@ -141,7 +141,7 @@ def test_kill_9_and_pull_again(tmp_path: Path, stop: str, k: int) -> None:
         assert process.stdout.readline() == "here\n"
         process.kill()
     begun = Run.open(open_store(str(tmp_path / "copy")))
-    assert not begun.sealed
+    assert not begun.is_sealed()
     assert verify(begun, deep=True).problems == ()
     there = len(keys(begun.store, "data/"))
     assert there < TASKS
@@ -216,7 +216,7 @@ def test_an_unfinished_run_is_copied_only_on_request_and_finished_later(tmp_path
     done = pull(run.store, str(tmp_path / "copy"), allow_partial=True)
     assert (done.complete, done.shards, done.images) == (False, 2, 8)
     copy = Run.open(open_store(str(tmp_path / "copy")))
-    assert not copy.sealed
+    assert not copy.is_sealed()
     assert len(open_dataset(copy.store.url, allow_partial=True)) == 8
     commit_all(run, [1, 2, 4, 5])  # not sealed: the commits decide
     done = pull(run.store, str(tmp_path / "copy"))

@@ -30,7 +30,7 @@ def damage(run: Run, key: str) -> None:
 def test_an_incomplete_run_is_not_sealed(run: Run) -> None:
     commit_all(run, [0, 1, 3])
     assert not seal(run)
-    assert not run.sealed
+    assert not run.is_sealed()
     with pytest.raises(IncompleteRun, match="no _SUCCESS"):
         read_manifest(run)
 
@@ -91,7 +91,7 @@ def test_sealing_refuses_a_missing_or_short_shard(run: Run) -> None:
     run.store.delete(shard)
     with pytest.raises(DataError, match="is missing"):
         seal(run)
-    assert not run.sealed
+    assert not run.is_sealed()
 
 
 def test_verify_judges_what_is_committed_not_completeness(run: Run) -> None:
@@ -109,7 +109,7 @@ def test_deep_verify_finds_one_flipped_bit_and_redo_removes_exactly_that(run: Ru
     assert verdict.bad_tasks == [2]
     assert "sha256 is not its commit's" in verdict.problems[0].text
     assert redo(run, verdict.bad_tasks) == [2]
-    assert not run.sealed
+    assert not run.is_sealed()
     assert run.committed() == {0, 1, 3}
     commit_all(run, [2])
     assert seal(run)

@@ -18,7 +18,7 @@ from tests.sources import forge, make_run, shard_of, source_of
 HUGE = 10**12
 USES: dict[str, Callable[[Run], object]] = {
     "plan.json": lambda run: Run.open(run.store),
-    "_SUCCESS": lambda run: run.sealed,
+    "_SUCCESS": lambda run: run.is_sealed(),
     "manifest.parquet": read_manifest,
     "commit": lambda run: run.read(1),
 }

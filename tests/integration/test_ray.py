@@ -131,7 +131,7 @@ def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(t
     record = found.read_quarantine(task)
     assert record is not None
     assert [failure["kind"] for failure in record["failures"]] == ["worker_died"] * 3
-    assert not found.sealed
+    assert not found.is_sealed()
 
 
 def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_path) -> None:

@@ -75,7 +75,7 @@ def test_two_drivers_at_once_make_one_run(url: str, tmp_path: Path, s3_server: W
     assert TASKS < passes() // ITERATIONS <= TASKS + DONE_TWICE
     found = Run.open(open_store(url))
     assert verify(found, deep=True).problems == ()
-    assert found.sealed
+    assert found.is_sealed()
     assert len(keys(found.store, "data/")) == TASKS
 
 
@@ -91,7 +91,7 @@ def test_what_redo_took_out_is_made_again_by_ray_and_nothing_else(tmp_path: Path
         doomed = random.Random(number).sample(range(tasks), number)
         assert execute(["redo", s3_url, *(f"--task={task}" for task in doomed)]) == 0
         assert found.committed() == set(range(tasks)) - set(doomed)
-        assert not found.sealed
+        assert not found.is_sealed()
         report = run(config, s3_url, executor="ray")
         assert (report.exit_code, report.executed) == (0, number)
         after = {commit.task: commit for commit in read_commits(found)}
