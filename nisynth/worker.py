@@ -81,7 +81,7 @@ class Worker:
         """
         task = self.plan[index]
         with self._compute:
-            clock = _Stopwatch()
+            clock, started_at = _Stopwatch(), time.time()
             if on_step is not None:
                 on_step(0, {})
             try:
@@ -102,7 +102,7 @@ class Worker:
         notes = getattr(self.synthesizer, "notes", None)
         if notes:  # what the engine could not do on this machine
             figures["engine_notes"] = list(notes)
-        commit = self._record(batch, attempt, shard, data, figures, clock.laps | batch.timings_s)
+        commit = self._record(batch, attempt, shard, data, figures, clock.laps | batch.timings_s, started_at)
         if self.config.execution.single_writer:
             return self._receipt(commit, "unknown", clock, commit)
         outcome = self.run.commit(commit)
@@ -130,6 +130,7 @@ class Worker:
         data: bytes,
         figures: Mapping[str, Any],
         timings_s: Mapping[str, float],
+        started_at: float,
     ) -> Commit:
         return Commit(
             task=batch.task.index,
@@ -145,6 +146,8 @@ class Worker:
             timings_s={stage: round(seconds, 6) for stage, seconds in timings_s.items()},
             device=torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.machine(),
             versions=self._versions,
+            worker=self.name,
+            started_at=started_at,
             finished_at=time.time(),
         )
 

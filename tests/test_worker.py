@@ -50,6 +50,8 @@ def test_a_task_becomes_a_commit_that_says_how(tmp_path: Path) -> None:
     assert 0.0 <= commit.figures["teacher_accuracy"] <= 1.0
     assert commit.versions["nisynth"]
     assert commit.device
+    assert commit.worker == worker.name == receipt.worker
+    assert 0 < commit.started_at <= commit.finished_at
 
 
 @pytest.mark.parametrize("format_", ["parquet", "npz"])

@@ -28,7 +28,7 @@ _TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-([0-9]{8})\.json")
 _SHARD_OVERHEAD_BYTES = 1 << 26
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("task", "bytes", "rows", "seed"), int),
-    **dict.fromkeys(("shard", "sha256", "device"), str),
+    **dict.fromkeys(("shard", "sha256", "device", "worker"), str),
     **dict.fromkeys(("figures", "timings_s", "versions"), dict),
     "curve": list,
 }
@@ -81,8 +81,9 @@ class Commit:
     """The shard's manifest: the record that makes one attempt's shard part of the run.
 
     bytes, sha256: of the shard object. curve: loss terms by iteration. figures: quality, such as
-    `teacher_accuracy`. timings_s: seconds by stage. finished_at: Unix seconds by the worker's clock,
-    for people and progress only; no decision reads it.
+    `teacher_accuracy`. timings_s: seconds by stage. worker: host/pid, empty where an older version did not
+    record it. started_at, finished_at: Unix seconds by the worker's clock when its compute began (0 where
+    not recorded) and when it ended, for people and progress only; no decision reads them.
     """
 
     task: int
@@ -98,6 +99,8 @@ class Commit:
     timings_s: dict[str, float] = field(default_factory=dict)
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    worker: str = ""
+    started_at: float = 0.0
     finished_at: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
@@ -138,13 +141,18 @@ class Commit:
         return misfit(self, plan) or self._problem_of_figures()
 
     def _problem_of_figures(self) -> str | None:
-        numbers = [self.finished_at, self.figures.get("teacher_accuracy", 0.0), *self.timings_s.values()]
+        numbers = [
+            self.started_at,
+            self.finished_at,
+            self.figures.get("teacher_accuracy", 0.0),
+            *self.timings_s.values(),
+        ]
         for point in self.curve:
             if not isinstance(point, dict):
                 return "curve is not a list of points"
             numbers += point.values()
         if not all(_is_number(number) for number in numbers):
-            return "curve, timings_s, finished_at or teacher_accuracy hold what is no number"
+            return "curve, timings_s, started_at, finished_at or teacher_accuracy hold what is no number"
         return None
 
 

@@ -160,8 +160,10 @@ def test_keys_of_others_are_ignored(store: Store, plan: Plan) -> None:
         ({"figures": []}, "figures is not dict"),
         ({"figures": {"teacher_accuracy": "high"}}, "teacher_accuracy hold what is no number"),
         ({"finished_at": None}, "finished_at or teacher_accuracy hold what is no number"),
+        ({"started_at": "noon"}, "started_at, finished_at or teacher_accuracy hold what is no number"),
+        ({"worker": 7}, "worker is not str"),
         ({"finished_at": 10**400}, "finished_at or teacher_accuracy hold what is no number"),
-        ({"timings_s": {"put": float("inf")}}, "timings_s, finished_at"),
+        ({"timings_s": {"put": float("inf")}}, "timings_s, started_at, finished_at"),
         ({"curve": [3]}, "curve is not a list of points"),
         ({"curve": [{"iteration": 1, "total": "\x1b[2J"}]}, "curve, timings_s"),
     ],
@@ -205,3 +207,13 @@ def test_retry_lifts_quarantines(store: Store, plan: Plan) -> None:
     run.quarantine(3, [])
     assert run.retry() == [1, 3]
     assert run.quarantined() == set()
+
+
+def test_a_commit_of_an_older_version_without_worker_and_start_is_sound(store: Store, plan: Plan) -> None:
+    run = Run.join(store, plan)
+    document = json.loads(fake_commit(run, 0, str(uuid4())).to_json())
+    del document["worker"], document["started_at"]
+    store.create(commit_key(plan.fp12, 0), json.dumps(document).encode())
+    found = run.read(0)
+    assert found is not None
+    assert (found.worker, found.started_at) == ("", 0.0)
