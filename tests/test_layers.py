@@ -16,7 +16,7 @@ LAYERS = [
     ["teachers"],
     ["plan", "shards"],
     ["synthesis", "commits"],
-    ["report", "dataset"],
+    ["report", "dataset", "reader"],
     ["execution"],
     ["config"],
     ["progress"],

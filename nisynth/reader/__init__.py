@@ -1,0 +1,1 @@
+"""Committed shards -> images: the only door through which a consumer sees a run."""
