@@ -22,6 +22,7 @@ LAYERS = [
     ["progress"],
     ["worker"],
     ["execution.schedule", "consumers"],
+    ["evaluation"],
     ["execution.local", "execution.ray", "execution.actors"],
     ["execution.drive"],
     ["execution.submit"],

@@ -1,0 +1,12 @@
+"""How good a set is: figures between synthetic and real images, each with what it was measured on.
+
+frechet.py     the Frechet distance of two sets of features
+manifold.py    k-NN precision, recall, density, coverage; nearest neighbours; near duplicates
+scores.py      Inception score, KID, Sajjadi's precision-recall curve, calibration
+embedding.py   a network and images -> features, once per (set, network, layer)
+quality.py     all of it for one set, in one frozen result
+tsne.py        maps of features, and how far a 10-NN tells the two sets apart
+
+What takes arrays takes `(N, d)`, real or synthetic, and computes in float64. The Frechet distance and the
+manifold need numpy alone; the rest of scores.py and tsne.py the extra `evaluation`.
+"""

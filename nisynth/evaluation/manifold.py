@@ -1,0 +1,144 @@
+"""How two sets of features lie in each other: precision, recall, density, coverage, nearest neighbours.
+
+Precision and recall as Kynkaanniemi et al. (NeurIPS-19) define them, density and coverage as Naeem et al.
+(ICML-20): a set is the union of balls around its points, each as large as the distance to its k-th
+neighbour. The authors' codes differ in what a point on a ball's surface is, and so do these: inside (<=) for
+precision and recall, outside (<) for density and coverage. Distances are float64 after the joint mean was
+taken off, in chunks of rows: memory is O(chunk x N).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nisynth.evaluation.frechet import Array, Features
+
+ROWS_AT_ONCE = 1000
+NEAR_COSINE = 0.99
+"""Above this cosine of their features, two images are near duplicates."""
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """precision: share of generated points inside a real ball; recall the reverse, both 0..1.
+
+    density: real balls that hold a generated point, over k; about 1 for two samples of one distribution.
+    coverage: share of real points with a generated one inside their ball, 0..1.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def compare_manifolds(generated: Features, real: Features, ks: Sequence[int]) -> dict[int, Manifold]:
+    """Returns the four figures for every neighbourhood size k. Raises ValueError for k >= a set's size."""
+    most = max(ks)
+    if most >= min(len(generated), len(real)):
+        raise ValueError(
+            f"k={most} needs more than {most} points in each set, not {min(len(generated), len(real))}"
+        )
+    own, theirs = _centred(generated, real)
+    own_radii, their_radii = _squared_radii(own, ks), _squared_radii(theirs, ks)
+    inside_real = np.zeros((len(ks), len(own)), dtype=bool)
+    balls = np.zeros((len(ks), len(own)), dtype=np.int64)
+    inside_generated = np.zeros((len(ks), len(theirs)), dtype=bool)
+    covered = np.zeros((len(ks), len(theirs)), dtype=bool)
+    for rows, squared in _squared_distances(own, theirs):
+        for place in range(len(ks)):
+            radii = their_radii[place]
+            inside_real[place, rows] = (squared <= radii).any(axis=1)
+            strictly = squared < radii
+            balls[place, rows] = strictly.sum(axis=1)
+            covered[place] |= strictly.any(axis=0)
+            inside_generated[place] |= (squared <= own_radii[place, rows, None]).any(axis=0)
+    return {
+        k: Manifold(
+            precision=float(inside_real[place].mean()),
+            recall=float(inside_generated[place].mean()),
+            density=float(balls[place].mean() / k),
+            coverage=float(covered[place].mean()),
+        )
+        for place, k in enumerate(ks)
+    }
+
+
+def nearest_neighbours(
+    queries: Features, reference: Features, count: int = 2
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Returns distances and positions `(N, count)` of each query's nearest reference points, nearest first.
+
+    Raises ValueError when the reference has fewer points.
+    """
+    if len(reference) < count:
+        raise ValueError(f"{len(reference)} points hold no {count} neighbours")
+    distances = np.empty((len(queries), count))
+    positions = np.empty((len(queries), count), dtype=np.int64)
+    own, theirs = _centred(queries, reference)
+    for rows, squared in _squared_distances(own, theirs):
+        found = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(squared, found, axis=1)
+        order = np.argsort(values, axis=1, kind="stable")
+        positions[rows] = np.take_along_axis(found, order, axis=1)
+        distances[rows] = np.sqrt(np.take_along_axis(values, order, axis=1))
+    return distances, positions
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """near: images with another of cosine above 0.99. clusters: what is left when these count once."""
+
+    near: int
+    clusters: int
+
+
+def near_duplicates(features: Features) -> Duplicates:
+    """Returns how many images have a near duplicate, and how many clusters of them there are.
+
+    Images belong to one cluster where a chain of near duplicates connects them.
+    """
+    unit = features.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    parent = np.arange(len(unit))
+    near = np.zeros(len(unit), dtype=bool)
+    for start in range(0, len(unit), ROWS_AT_ONCE):
+        block = unit[start : start + ROWS_AT_ONCE] @ unit[start:].T > NEAR_COSINE
+        for row, column in zip(*np.nonzero(np.triu(block, 1)), strict=True):
+            first, second = int(row) + start, int(column) + start
+            near[first] = near[second] = True
+            parent[_root(parent, first)] = _root(parent, second)
+    return Duplicates(int(near.sum()), len({_root(parent, place) for place in range(len(unit))}))
+
+
+def _root(parent: npt.NDArray[np.int64], place: int) -> int:
+    while parent[place] != place:
+        parent[place] = parent[parent[place]]
+        place = int(parent[place])
+    return place
+
+
+def _centred(first: Features, second: Features) -> tuple[Array, Array]:
+    one, two = first.astype(np.float64), second.astype(np.float64)
+    middle = (one.sum(axis=0) + two.sum(axis=0)) / (len(one) + len(two))
+    return one - middle, two - middle
+
+
+def _squared_radii(points: Array, ks: Sequence[int]) -> Array:
+    """Returns `(len(ks), N)` squared distances to the k-th neighbour within the set, itself excluded."""
+    radii = np.empty((len(ks), len(points)))
+    for rows, squared in _squared_distances(points, points):
+        squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = -1.0  # itself comes first
+        radii[:, rows] = np.partition(squared, ks, axis=1)[:, list(ks)].T
+    return radii
+
+
+def _squared_distances(own: Array, theirs: Array) -> Iterator[tuple[slice, Array]]:
+    """Yields, for rows of `own` in turn, their squared distances to every point of `theirs`."""
+    lengths = np.square(theirs).sum(axis=1)
+    for start in range(0, len(own), ROWS_AT_ONCE):
+        part = own[start : start + ROWS_AT_ONCE]
+        squared = np.square(part).sum(axis=1)[:, None] + lengths - 2.0 * (part @ theirs.T)
+        yield slice(start, start + len(part)), np.maximum(squared, 0.0)

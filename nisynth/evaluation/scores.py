@@ -1,0 +1,162 @@
+"""Figures of one set's logits, or of two sets' features, by kept libraries where they are right.
+
+Inception score and KID are torch-fidelity's, fed so that its arithmetic stays sound; the clustering under
+Sajjadi's curve is scikit-learn's. Calibration needs numpy alone.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nisynth.errors import ConfigError
+from nisynth.evaluation.frechet import Array, Features
+
+IS_SPLITS = 10
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+PRD_CLUSTERS = 20
+PRD_ANGLES = 1001
+PRD_RUNS = 10
+ECE_BINS = 15
+LEAST_LOGIT = -80.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over parts of the set, and the standard deviation over them."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Kid:
+    """KID x 1000, over subsets of `subset_size` images; slightly negative for equal sets."""
+
+    mean: float
+    std: float
+    subset_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionRecall:
+    """Sajjadi's curve, `(angles,)` each, and its two ends: F8 weighs recall, F1/8 precision."""
+
+    precision: Array
+    recall: Array
+    f8: float
+    f1_8: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """accuracy, mean confidence and expected calibration error over 15 bins, all 0..1."""
+
+    accuracy: float
+    confidence: float
+    ece: float
+
+
+def extra(module: str) -> Any:
+    """Returns a module of the extra `evaluation`. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        library = module.partition(".")[0]
+        raise ConfigError(f"{library} is not installed; pip install 'nisynth[evaluation]' has it") from None
+
+
+def inception_score(logits: Features, splits: int = IS_SPLITS) -> Score:
+    """Returns the Inception score (Salimans et al., NeurIPS-16) of `(N, C)` logits over seeded random splits.
+
+    Raises ValueError for fewer than 10 images a split, ConfigError without torch-fidelity.
+    """
+    if len(logits) < 10 * splits:
+        raise ValueError(f"{len(logits)} images; {splits} splits of the Inception score need {10 * splits}")
+    relative = logits - logits.max(axis=1, keepdims=True)
+    # A probability that underflows to 0 in a whole split would make its logarithm, and the score, NaN.
+    safe = torch.from_numpy(np.maximum(relative.astype(np.float64), LEAST_LOGIT))
+    found = extra("torch_fidelity.metric_isc").isc_features_to_metric(safe, splits, True, 2020)
+    return Score(found["inception_score_mean"], found["inception_score_std"])
+
+
+def kernel_distance(
+    generated: Features, real: Features, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE
+) -> Kid:
+    """Returns KID x 1000 (Binkowski et al., ICLR-18) over seeded subsets, of at most the smaller set's size.
+
+    Raises ValueError for fewer than two images, ConfigError without torch-fidelity.
+    """
+    size = min(subset_size, len(generated), len(real))
+    if size < 2:
+        raise ValueError(f"{size} images; KID needs at least 2 in each set")
+    found = extra("torch_fidelity.metric_kid").kid_features_to_metric(
+        torch.from_numpy(generated.astype(np.float64)),
+        torch.from_numpy(real.astype(np.float64)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        verbose=False,
+    )
+    mean, std = (found[f"kernel_inception_distance_{name}"] for name in ("mean", "std"))
+    return Kid(1000.0 * mean, 1000.0 * std, size)
+
+
+def precision_recall_curve(
+    generated: Features, real: Features, runs: int = PRD_RUNS, seed: int = 0
+) -> PrecisionRecall:
+    """Returns Sajjadi et al.'s curve (NeurIPS-18) over 20 clusters of both sets, equally many images of each.
+
+    Raises ConfigError without scikit-learn, ValueError for fewer points than clusters.
+    """
+    count = min(len(generated), len(real))
+    if count < PRD_CLUSTERS:
+        raise ValueError(f"{count} images; the curve needs at least {PRD_CLUSTERS} in each set")
+    rng = np.random.default_rng(seed)
+    parts = [part[rng.permutation(len(part))[:count]] for part in (generated, real)]
+    both = np.concatenate(parts).astype(np.float64)
+    curves = [_clustered_curve(both, count, seed + run) for run in range(runs)]
+    precision = np.mean([curve[0] for curve in curves], axis=0)
+    recall = np.mean([curve[1] for curve in curves], axis=0)
+    return PrecisionRecall(
+        precision,
+        recall,
+        f8=float(f_beta(precision, recall, 8.0).max()),
+        f1_8=float(f_beta(precision, recall, 1 / 8).max()),
+    )
+
+
+def _clustered_curve(both: Array, count: int, seed: int) -> tuple[Array, Array]:
+    clusters = extra("sklearn.cluster").MiniBatchKMeans(PRD_CLUSTERS, n_init=10, random_state=seed)
+    chosen = clusters.fit(both).labels_
+    shares = [np.bincount(part, minlength=PRD_CLUSTERS) / count for part in (chosen[:count], chosen[count:])]
+    return histogram_curve(shares[0], shares[1])
+
+
+def histogram_curve(
+    generated: npt.ArrayLike, real: npt.ArrayLike, angles: int = PRD_ANGLES
+) -> tuple[Array, Array]:
+    """Returns precision and recall `(angles,)` of two histograms of sum 1 each (Sajjadi et al., Eq. 5, 6)."""
+    slopes = np.tan(np.linspace(1e-10, np.pi / 2 - 1e-10, angles))[:, None]
+    precision = np.minimum(np.asarray(real) * slopes, np.asarray(generated)).sum(axis=1)
+    return np.clip(precision, 0.0, 1.0), np.clip(precision / slopes[:, 0], 0.0, 1.0)
+
+
+def f_beta(precision: Array, recall: Array, beta: float) -> Array:
+    """Returns the F score that weighs recall beta times as much as precision; 0 where both are."""
+    weighted = beta**2 * precision + recall
+    return (1.0 + beta**2) * precision * recall / np.where(weighted > 0.0, weighted, 1.0)
+
+
+def calibrate(logits: Features, labels: npt.NDArray[np.int64]) -> Calibration:
+    """Returns how often and how surely `(N, C)` logits choose the labels `(N,)`, and how far these differ."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    odds = np.exp(shifted)
+    confidence = (odds / odds.sum(axis=1, keepdims=True)).max(axis=1)
+    right = logits.argmax(axis=1) == labels
+    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
+    return Calibration(float(right.mean()), float(confidence.mean()), float(np.abs(gaps).sum() / len(labels)))
