@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test proofs check static install chaos
+.PHONY: demo test proofs check static install chaos lock
 demo: install
 	$(BIN)/nisynth run demo --executor ray --store runs/demo
 	$(BIN)/nisynth verify runs/demo --deep
@@ -27,7 +27,14 @@ static: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# The exact versions of docker/Dockerfile, with hashes, for Linux on x86-64.
+lock: install
+	$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
+	    --constraint docker/constraints.txt --output-file docker/requirements.lock pyproject.toml
 
 install: $(INSTALLED)
 

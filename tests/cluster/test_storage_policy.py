@@ -29,7 +29,7 @@ ACTIONS = {
 
 def allowed(role: str, verb: str, key: str, conditional: bool = False) -> bool:
     """Decides as AWS does: a denial beats what allows, and nothing is allowed by default."""
-    policy = json.loads((REPO / "cluster" / "storage-policy.json").read_text())
+    policy = json.loads((REPO / "cluster" / "aws" / "storage-policy.json").read_text())
     arn = BUCKET if verb == "LIST" else f"{BUCKET}/{key}"
     effects = {
         statement["Effect"]
