@@ -37,11 +37,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nisynth.batch import Normalization, Task
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.naturalinversion import engine
+from nisynth.synthesis.engine import fast as engine
+from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.precision import Precision
+from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher
-from nisynth.synthesis.naturalinversion.precision import Precision
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import Teacher, build_network
 
 EVERY = Shortcuts(captured=False)

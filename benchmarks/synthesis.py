@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nisynth.batch import Task
 from nisynth.errors import NisynthError
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.engine import FastSynthesizer
-from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
+from nisynth.synthesis.engine.fast import FastSynthesizer
+from nisynth.synthesis.engine.shortcuts import Shortcuts
+from nisynth.synthesis.inversion.plain import PlainSynthesizer
 from nisynth.teachers import Teacher, load_teacher
 
 PUBLISHED_BATCH_SIZE, PUBLISHED_ARCH, PUBLISHED_CLASSES = 256, "resnet34", 10

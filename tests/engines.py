@@ -3,8 +3,8 @@
 import torch
 
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
-from nisynth.synthesis.naturalinversion.engine import FastSynthesizer
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
+from nisynth.synthesis.engine.fast import FastSynthesizer
+from nisynth.synthesis.engine.shortcuts import Shortcuts
 
 ON_CPU = Shortcuts.on(torch.device("cpu"))
 FLOAT32_ENGINE = EngineConfig(name="fast", precision="float32")

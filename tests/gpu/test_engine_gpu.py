@@ -10,11 +10,11 @@ import torch
 from nisynth.batch import Task
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis.engine.fast import FastSynthesizer, Inversion
+from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.precision import FLOAT32, resolve
+from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.engine import FastSynthesizer, Inversion
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher
-from nisynth.synthesis.naturalinversion.precision import FLOAT32, resolve
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import load_teacher
 
 pytestmark = [

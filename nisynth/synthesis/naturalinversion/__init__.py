@@ -9,10 +9,10 @@ task; `inversion` is Algorithm 1. Every engine shares all of these and differs o
 import torch
 
 from nisynth.errors import ConfigError
+from nisynth.synthesis.engine.fast import FastSynthesizer
+from nisynth.synthesis.engine.precision import resolve
+from nisynth.synthesis.inversion.plain import PlainSynthesizer
 from nisynth.synthesis.naturalinversion.config import PRESETS, NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.engine import FastSynthesizer
-from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
-from nisynth.synthesis.naturalinversion.precision import resolve
 from nisynth.synthesis.protocol import EngineConfig, Synthesizer
 from nisynth.teachers import Teacher
 

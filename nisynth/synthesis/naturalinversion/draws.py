@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nisynth.batch import Task
+from nisynth.synthesis.inversion.initialization import Weights, prefixed
+from nisynth.synthesis.inversion.jitter import draw_jitter
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.initialization import Weights, prefixed
-from nisynth.synthesis.naturalinversion.jitter import draw_jitter
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.teachers import Teacher
 

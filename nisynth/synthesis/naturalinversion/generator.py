@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.synthesis.naturalinversion.initialization import (
+from nisynth.synthesis.inversion.initialization import (
     Weights,
     batch_norm_weights,
     default_weights,

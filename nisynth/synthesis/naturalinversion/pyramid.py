@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.synthesis.naturalinversion.initialization import Weights, default_weights, prefixed
+from nisynth.synthesis.inversion.initialization import Weights, default_weights, prefixed
 
 Head = Literal["tanh", "sum"]
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nisynth.synthesis.inversion.initialization import Weights, prefixed
+from nisynth.synthesis.inversion.jitter import apply_jitter
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.generator import Generator
-from nisynth.synthesis.naturalinversion.initialization import Weights, prefixed
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid, MapSize
 from nisynth.synthesis.naturalinversion.scaling import AdaptiveChannelScaling
 from nisynth.teachers import Teacher

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nisynth.synthesis.naturalinversion.initialization import Weights
+from nisynth.synthesis.inversion.initialization import Weights
 
 INITIAL_MEAN, INITIAL_STD = 5.0, 1.0
 

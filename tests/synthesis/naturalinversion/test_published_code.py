@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from nisynth.synthesis import NaturalInversionConfig
+from nisynth.synthesis.inversion.jitter import apply_jitter
+from nisynth.synthesis.inversion.objective import losses
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter
-from nisynth.synthesis.naturalinversion.objective import losses
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.teachers import load_teacher
 

@@ -15,11 +15,11 @@ from torch._dynamo.backends.common import aot_autograd
 
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
+from nisynth.synthesis.engine.fast import Inversion
+from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.precision import FLOAT32, Precision
+from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.engine import Inversion
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher
-from nisynth.synthesis.naturalinversion.precision import FLOAT32, Precision
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import load_teacher
 from tests.engines import ON_CPU, SIXTEEN_BIT, fast, synthesizers
 

@@ -14,9 +14,9 @@ from torch import nn
 from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig
-from nisynth.synthesis.naturalinversion import capture
-from nisynth.synthesis.naturalinversion import engine as engine_module
-from nisynth.synthesis.naturalinversion.outcome import out_of_memory
+from nisynth.synthesis.engine import capture
+from nisynth.synthesis.engine import fast as engine_module
+from nisynth.synthesis.inversion.curve import out_of_memory
 from nisynth.teachers import Teacher
 from tests.engines import ON_CPU, SIXTEEN_BIT, fast, synthesizers
 
@@ -164,9 +164,9 @@ COMPILE = """
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from nisynth.synthesis.naturalinversion.capture import compiled
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter
-from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments
+from nisynth.synthesis.engine.capture import compiled
+from nisynth.synthesis.inversion.jitter import apply_jitter
+from nisynth.synthesis.engine.statistics import FeatureDistribution, moments
 
 norm = nn.BatchNorm2d(3)
 r_bn = FeatureDistribution([norm])

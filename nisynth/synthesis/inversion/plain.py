@@ -5,11 +5,11 @@ import torch.nn.functional as F
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.determinism import deterministic
+from nisynth.synthesis.inversion.curve import LossCurve, conclude, out_of_memory, within_memory
+from nisynth.synthesis.inversion.jitter import apply_jitter
+from nisynth.synthesis.inversion.objective import KeptIterate, losses
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter
-from nisynth.synthesis.naturalinversion.objective import KeptIterate, losses
-from nisynth.synthesis.naturalinversion.outcome import LossCurve, conclude, out_of_memory, within_memory
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.protocol import StepCallback
 from nisynth.teachers import Teacher

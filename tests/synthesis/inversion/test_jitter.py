@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter, draw_jitter
+from nisynth.synthesis.inversion.jitter import apply_jitter, draw_jitter
 
 ROWS = list(itertools.product((-2, 0, 1, 2), (-2, -1, 0, 2), (0, 1)))
 

@@ -11,9 +11,9 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.batch import Normalization
-from nisynth.synthesis.naturalinversion.activations import fuse_activations
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
-from nisynth.synthesis.naturalinversion.precision import Precision
+from nisynth.synthesis.engine.activations import fuse_activations
+from nisynth.synthesis.engine.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.engine.precision import Precision
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.registry import REGISTRY
 
@@ -355,7 +355,7 @@ def test_a_fused_graph_that_is_wrong_is_left_out(shipped_teacher, monkeypatch):
     def wrong(traced):
         next(iter(traced.children())).weight.data *= 1.1
 
-    monkeypatch.setattr("nisynth.synthesis.naturalinversion.fused.fuse_activations", wrong)
+    monkeypatch.setattr("nisynth.synthesis.engine.fused.fuse_activations", wrong)
     fused = FusedTeacher(shipped_teacher, torch.bfloat16, activations=True)
     (note,) = fused.notes
     assert note == "no cuDNN's fused activations (it does not give what the separate operations give)"

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nisynth.batch import Normalization
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher
-from nisynth.synthesis.naturalinversion.normalization import norm_relu
-from nisynth.synthesis.naturalinversion.statistics import moments
+from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.normalization import norm_relu
+from nisynth.synthesis.engine.statistics import moments
 from nisynth.teachers import Teacher
 
 SHAPE = (3, 40, 6, 5)
@@ -73,8 +73,8 @@ def test_nan_stays():
 
 KERNEL = """
 import itertools, torch
-from nisynth.synthesis.naturalinversion.normalization import norm_relu
-from nisynth.synthesis.naturalinversion.normalization_kernel import launch
+from nisynth.synthesis.engine.normalization import norm_relu
+from nisynth.synthesis.engine.normalization_kernel import launch
 
 rng = torch.Generator().manual_seed(0)
 shapes = (3, 40, 9, 8), (2, 130, 2, 3), (1, 3, 1, 1)
@@ -96,7 +96,7 @@ COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nisynth.synthesis.naturalinversion.normalization_kernel import (
+from nisynth.synthesis.engine.normalization_kernel import (
     NARROW, NUM_WARPS, ROWS, WIDE, norm_relu_kernel,
 )
 
@@ -220,7 +220,7 @@ def test_a_device_that_cannot_run_it_does_without_and_says_so(shipped_teacher, m
     def broken(*_):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr("nisynth.synthesis.naturalinversion.normalization._affine", broken)
+    monkeypatch.setattr("nisynth.synthesis.engine.normalization._affine", broken)
     fused = FusedTeacher(shipped_teacher, statistics=True, normalization=True)
     assert fused.notes == ["no normalization in one read (RuntimeError: no kernel image is available)"]
     logits, _ = fused.observe(values(2, 3, 32, 32))

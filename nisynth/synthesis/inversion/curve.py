@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.errors import TaskFailure
-from nisynth.synthesis.naturalinversion.objective import KeptIterate, Losses
+from nisynth.synthesis.inversion.objective import KeptIterate, Losses
 from nisynth.synthesis.protocol import StepCallback
 
 # The CPU's allocator and the CUDA libraries have no exception type of their own.

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution, l2, total_variation
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
-from nisynth.synthesis.priors import cross_entropy, feature_distribution, l2, total_variation
 
 # In elements: kernels read 16 bytes at once where a tensor begins at such a multiple.
 ALIGNMENT = 64

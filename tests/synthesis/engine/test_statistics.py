@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution, moments, sum_over_images
-from nisynth.synthesis.priors import feature_distribution
+from nisynth.synthesis.engine.statistics import FeatureDistribution, moments, sum_over_images
+from nisynth.synthesis.inversion.priors import feature_distribution
 
 SHAPES = ((5, 7, 6, 6), (5, 3, 6, 6), (5, 11, 3, 3))
 

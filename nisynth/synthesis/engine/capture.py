@@ -42,7 +42,7 @@ def compiled(function: Function) -> Function:
 @cache
 def _code_sha256() -> str:
     """Returns the sha256 of the code of this package, some of which is compiled."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from nisynth.errors import ConfigError
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
-from nisynth.synthesis.naturalinversion.precision import resolve
+from nisynth.synthesis.engine.precision import resolve
 
 CPU = torch.device("cpu")
 

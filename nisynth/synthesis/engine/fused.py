@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nisynth.errors import one_line
-from nisynth.synthesis.naturalinversion.activations import fuse_activations
-from nisynth.synthesis.naturalinversion.normalization import give_moments
-from nisynth.synthesis.naturalinversion.precision import FLOAT32
+from nisynth.synthesis.engine.activations import fuse_activations
+from nisynth.synthesis.engine.normalization import give_moments
+from nisynth.synthesis.engine.precision import FLOAT32
 from nisynth.teachers import Teacher
 from nisynth.teachers.trace import Site
 

@@ -22,32 +22,32 @@ from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.errors import NisynthError, one_line
-from nisynth.synthesis.naturalinversion.capture import (
+from nisynth.synthesis.engine.capture import (
     NotCaptured,
     captured,
     compiled,
     fitting_batch_size,
 )
-from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.draws import Draws, draw
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher, Untraceable
-from nisynth.synthesis.naturalinversion.generator import Generator
-from nisynth.synthesis.naturalinversion.identities import generate, join, transfer
-from nisynth.synthesis.naturalinversion.inversion import PlainSynthesizer
-from nisynth.synthesis.naturalinversion.jitter import apply_jitter
-from nisynth.synthesis.naturalinversion.objective import KeptIterate, Losses, losses
-from nisynth.synthesis.naturalinversion.outcome import (
+from nisynth.synthesis.engine.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.engine.precision import Precision, resolve, untuned
+from nisynth.synthesis.engine.shortcuts import Shortcuts
+from nisynth.synthesis.engine.statistics import FeatureDistribution
+from nisynth.synthesis.inversion.curve import (
     LossCurve,
     conclude,
     is_out_of_memory,
     out_of_memory,
     within_memory,
 )
-from nisynth.synthesis.naturalinversion.precision import Precision, resolve, untuned
+from nisynth.synthesis.inversion.jitter import apply_jitter
+from nisynth.synthesis.inversion.objective import KeptIterate, Losses, losses
+from nisynth.synthesis.inversion.plain import PlainSynthesizer
+from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.draws import Draws, draw
+from nisynth.synthesis.naturalinversion.generator import Generator
+from nisynth.synthesis.naturalinversion.identities import generate, join, transfer
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid
 from nisynth.synthesis.naturalinversion.renderer import Renderer
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
-from nisynth.synthesis.naturalinversion.statistics import FeatureDistribution
 from nisynth.synthesis.protocol import EngineConfig, StepCallback
 from nisynth.teachers import Teacher
 

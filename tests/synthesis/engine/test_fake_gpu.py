@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.synthesis import NaturalInversionConfig
+from nisynth.synthesis.engine.fast import Inversion
+from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.precision import FLOAT32, Precision
+from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.engine import Inversion
-from nisynth.synthesis.naturalinversion.fused import FusedTeacher
-from nisynth.synthesis.naturalinversion.precision import FLOAT32, Precision
 from nisynth.synthesis.naturalinversion.renderer import Renderer
-from nisynth.synthesis.naturalinversion.shortcuts import Shortcuts
 from nisynth.teachers import load_teacher
 
 GPU = torch.device("cuda", 0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.synthesis.priors import cross_entropy, feature_distribution, l2, total_variation
+from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution, l2, total_variation
 
 
 def norm(values):

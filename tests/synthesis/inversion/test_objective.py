@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.naturalinversion.objective import KeptIterate, losses
+from nisynth.synthesis.inversion.objective import KeptIterate, losses
 
 
 def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nisynth.synthesis.naturalinversion.activations import is_add, is_relu
-from nisynth.synthesis.naturalinversion.statistics import at_least_float32, moments
+from nisynth.synthesis.engine.activations import is_add, is_relu
+from nisynth.synthesis.engine.statistics import at_least_float32, moments
 from nisynth.teachers.trace import Site
 
 
@@ -32,7 +32,7 @@ def norm_relu(
     if other is not None:
         other = other.contiguous(memory_format=torch.channels_last)
     if x.is_cuda:
-        from nisynth.synthesis.naturalinversion.normalization_kernel import launch
+        from nisynth.synthesis.engine.normalization_kernel import launch
 
         return launch(x, other, mean, scale, bias)
     y = _affine(_distance(x, mean), scale, bias)
