@@ -5,6 +5,7 @@ same on every machine and a million tasks cost no memory. `plan.json` in storage
 Plan can be made from it again, which is how consumers and `verify` know every label.
 """
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -30,6 +31,7 @@ NUMERICS_VERSION = 1
 MAX_TASKS = 10**8
 """Keys hold the task in 8 digits."""
 MAX_BATCH = 10**6
+SECTIONS = ("run", "method", "output", "engine")
 
 
 def make_plan(config: "RunConfig", teacher_identity: Mapping[str, Any]) -> "Plan":
@@ -38,7 +40,7 @@ def make_plan(config: "RunConfig", teacher_identity: Mapping[str, Any]) -> "Plan
     identity = {
         "schema": SCHEMA_VERSION,
         "numerics": NUMERICS_VERSION,
-        **{part: resolved[part] for part in ("run", "method", "output", "engine")},
+        **{part: _identity_of(getattr(config, part), resolved[part]) for part in SECTIONS},
         "teacher": dict(teacher_identity),
     }
     versions = {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -173,6 +175,20 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _identity_of(section: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of a config section the fingerprint covers.
+
+    A field added after the first release, marked `metadata={"added_later": True}`, counts only when it
+    leaves its default: a new field does not change the fingerprint of an older run.
+    """
+    at_default = {
+        f.name
+        for f in dataclasses.fields(section)
+        if f.metadata.get("added_later") and getattr(section, f.name) == f.default
+    }
+    return {name: value for name, value in resolved.items() if name not in at_default}
 
 
 def _fingerprint(identity: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 # Lowest first: a module may import from its own layer's package and from layers above it in this list.
 LAYERS = [
     ["errors", "determinism"],
-    ["batch", "storage"],
+    ["batch", "png", "storage"],
     ["teachers"],
     ["plan", "shards"],
     ["synthesis", "commits"],

@@ -43,6 +43,13 @@ def test_the_plan_is_the_same_everywhere() -> None:
     assert task.labels[:10].tolist() == [3, 5, 7, 8, 1, 4, 2, 0, 9, 6]
 
 
+def test_a_field_added_later_counts_once_it_leaves_its_default() -> None:
+    assert "png" not in plan().identity["output"]
+    assert plan("output.png=compressed").fingerprint == plan().fingerprint
+    assert plan("output.png=stored").identity["output"]["png"] == "stored"
+    assert plan("output.png=stored").fingerprint != plan().fingerprint
+
+
 def test_labels_are_balanced_to_within_one_in_every_batch_and_over_the_run() -> None:
     planned = plan("run.num_images=1000", "run.batch_size=96")
     total = np.zeros(10, dtype=np.int64)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nisynth.batch import ImageBatch, Normalization, Task
+from nisynth.errors import ConfigError
 from nisynth.shards import OutputConfig, Shard, decode, encode, to_parquet
 
 CLASSES = ("plane", "car", "bird")
@@ -85,6 +86,16 @@ def test_a_shard_holds_only_the_rows_the_task_keeps(output: OutputConfig) -> Non
 def test_the_same_batch_gives_the_same_bytes(output: OutputConfig) -> None:
     assert encoded(output) == encoded(output)
     assert encoded(output) != encoded(output, make_batch(task=13))
+
+
+def test_stored_png_holds_the_same_images_in_other_bytes() -> None:
+    stored = OutputConfig(png="stored")
+    assert encoded(stored) == encoded(stored) != encoded(PARQUET)
+    assert torch.equal(
+        decoded(encoded(stored), "parquet").pixels, decoded(encoded(PARQUET), "parquet").pixels
+    )
+    with pytest.raises(ConfigError, match=r"output\.png: 'stored' has no effect on npz"):
+        OutputConfig(format="npz", png="stored")
 
 
 def test_npz_bytes_are_pinned() -> None:

@@ -187,7 +187,10 @@ class Run:
         return self.decode(row, fetch_shard(self.store, row))
 
     def decode(self, row: "Commit | ManifestRow", data: bytes) -> Shard:
-        """Returns the shard that the bytes hold. Raises DataError when it is not what the plan says."""
+        """Returns the shard that the bytes hold, whose sha256 was compared with the commit's.
+
+        Raises DataError when it is not what the plan says.
+        """
         plan = self.plan
         try:
             shard = decode(
@@ -197,6 +200,7 @@ class Run:
                 pixels=plan.pixels,
                 num_classes=plan.num_classes,
                 max_px=plan.input_px,
+                hash_checked=True,
             )
         except DataError as error:
             raise bad_shard(self.store, row, f"does not decode: {error}") from None
