@@ -47,7 +47,8 @@ class Source(MemoryStore):
         return self.sizes[key] if key in self.sizes else len(super().get(key))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        yield from super().list(prefix)
+        for info in super().list(prefix):
+            yield ObjectInfo(info.key, self.sizes.get(info.key, info.size_bytes))
         yield from (ObjectInfo(key, 1) for key in self.more_keys)
 
     def shard_gets(self) -> int:

@@ -83,7 +83,7 @@ def test_the_main_path(finished: Path, tmp_path: Path) -> None:
     verified = nisynth("verify", finished, "--deep", "--json")
     assert (verified.returncode, json.loads(verified.stdout)) == (
         0,
-        {"ok": True, "planned": 4, "checked": 4, "problems": []},
+        {"ok": True, "planned": 4, "checked": 4, "complete": True, "problems": []},
     )
     sheet = tmp_path / "sheet.png"
     assert "16 images" in nisynth("preview", finished, "-o", sheet).stdout

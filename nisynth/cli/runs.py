@@ -33,6 +33,8 @@ PartialOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for a machine to read.")]
 
+SHOWN_PROBLEMS = 20
+
 out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
@@ -127,28 +129,28 @@ def status(
 def verify(
     url: UrlArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Also fetch, hash and decode every shard.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="End with 3 unless every task is committed and the run sealed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label."""
+    """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label.
+
+    A run that is not complete is no problem, unless you ask for --complete.
+    """
     observer = make_observer(unit="shards")
     run = Run.open(open_store(url))
     verdict = audit.verify(run, deep, observer.checked)
     observer.finished()
     if as_json:
         problems = [dataclasses.asdict(problem) for problem in verdict.problems]
-        document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "problems": problems}
-        out.print_json(json.dumps({"ok": not verdict.problems, **document}))
+        document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "complete": verdict.complete}
+        out.print_json(json.dumps({"ok": not verdict.problems, **document, "problems": problems}))
     else:
-        for problem in verdict.problems:
-            out.out(printable(problem.text), highlight=False)
-        end = (
-            f"{len(verdict.problems)} problems; `nisynth redo {url} --bad`, then run again"
-            if verdict.problems
-            else "all sound"
-        )
-        of_all = f"{verdict.checked:,} of {run.plan.num_tasks:,} tasks are committed"
-        out.print(f"{of_all} and checked{' deeply' if deep else ''}: {end}")
-    return 1 if verdict.problems else 0
+        _print_verdict(verdict, run.plan.num_tasks, url, deep)
+    if verdict.problems:
+        return 1
+    return PARTIAL if complete and not verdict.complete else COMPLETE
 
 
 @app.command()
@@ -168,8 +170,15 @@ def redo(
     if bool(task) == bad:
         raise ConfigError("redo: name the tasks with --task N, or say --bad")
     opened = Run.open(open_store(url))
-    tasks = audit.verify(opened, deep=True).bad_tasks if bad else task
-    removed = audit.redo(opened, tasks)
+    if not bad:
+        removed = audit.redo(opened, task)
+    else:
+        observer = make_observer(unit="shards")
+        verdict, removed = audit.redo_bad(opened, observer.checked)
+        observer.finished()
+        if not verdict.problems:
+            out.print(f"nothing is bad in {verdict.checked:,} committed tasks; nothing was changed")
+            return
     out.print(f"{len(removed)} commits removed{_list(removed)}; run again to make what is missing")
 
 
@@ -218,6 +227,23 @@ def _bytes_per_image(format_: str, side_px: int) -> int:
     """Float32 is exact; a PNG of a synthesized image takes about what its raw pixels do."""
     raw = 3 * side_px * side_px
     return 4 * raw + 8 if format_ == "npz" else raw
+
+
+def _print_verdict(verdict: audit.Verdict, planned: int, url: str, deep: bool) -> None:
+    for problem in verdict.problems[:SHOWN_PROBLEMS]:
+        out.out(printable(problem.text), highlight=False)
+    if len(verdict.problems) > SHOWN_PROBLEMS:
+        out.print(f"... and {len(verdict.problems) - SHOWN_PROBLEMS:,} problems more; --json lists all")
+    if verdict.problems:
+        end = f"{len(verdict.problems):,} problems; `nisynth redo {url} --bad`, then run again"
+    elif verdict.complete:
+        end = "all sound, the run is complete"
+    elif verdict.checked:
+        end = "all sound, but the run is not complete; run it again to resume"
+    else:
+        end = "nothing to judge; run it first"
+    of_all = f"{verdict.checked:,} of {planned:,} tasks are committed"
+    out.print(f"{of_all} and checked{' deeply' if deep else ''}: {end}")
 
 
 def _list(tasks: list[int]) -> str:

@@ -1,14 +1,26 @@
 """Looking back at a run: `verify` judges what is committed, `redo` un-commits, `gc` sweeps losers."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from nisynth.commits.fetch import check_shard_size
+from nisynth.commits.fetch import check_shard_size, holds
+from nisynth.commits.parallel import READERS, in_parallel
 from nisynth.commits.records import commit_key, quarantine_key
 from nisynth.commits.run import Run
-from nisynth.commits.seal import READERS, delete_losers, read_commits, read_manifest, unseal
+from nisynth.commits.seal import (
+    MANIFEST_KEY,
+    ManifestRow,
+    delete_losers,
+    encode_manifest,
+    read_manifest,
+    unseal,
+)
 from nisynth.errors import DataError
+from nisynth.storage import NotFound
+
+DEEP_READERS = 4
+"""Each holds a decoded shard."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +33,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found: how many commits it judged, and every problem."""
+    """What `verify` found: how many commits it judged, and every problem.
+
+    complete: every planned task is committed, and the seal is there, so that consumers may open the run.
+    """
 
     checked: int
     problems: tuple[Problem, ...]
+    complete: bool = False
 
     @property
     def bad_tasks(self) -> list[int]:
@@ -35,87 +51,107 @@ class Verdict:
 def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] | None = None) -> Verdict:
     """Judges every commit of a run: readable, its shard there and of the right size.
 
-    deep: fetch each shard, compare its sha256, decode every image, compare labels with the plan. An
-    incomplete run is no problem, unless `_SUCCESS` claims that it is complete. Raises StorageError.
+    Costs one GET a commit and two listings. deep: fetch each shard, compare its sha256, decode every
+    image, compare labels with the plan. An incomplete run is no problem, unless `_SUCCESS` claims that
+    it is complete. Raises StorageError.
     """
     tasks = sorted(run.committed())
+    listed = {} if deep else {key: size for key, _, _, size in run.shards()}
+    rows: list[ManifestRow] = []
     problems: list[Problem] = []
-    with ThreadPoolExecutor(READERS if not deep else 4) as pool:
-        for number, found in enumerate(pool.map(lambda task: _judge(run, task, deep), tasks), 1):
-            problems += found
-            if on_checked is not None:
-                on_checked(number, len(tasks))
-    problems += _judge_seal(run, set(tasks), any(problems))
-    return Verdict(checked=len(tasks), problems=tuple(problems))
+    judged = in_parallel(
+        lambda task: _judge(run, task, deep, listed), tasks, DEEP_READERS if deep else READERS
+    )
+    for number, found in enumerate(judged, 1):
+        if isinstance(found, ManifestRow):
+            rows.append(found)
+        elif found is not None:
+            problems.append(found)
+        if on_checked is not None:
+            on_checked(number, len(tasks))
+    sealed = run.is_sealed()
+    if sealed and len(tasks) < run.plan.num_tasks:
+        problems.append(_missing_under_seal(run, len(tasks)))
+    elif len(rows) == run.plan.num_tasks:
+        problems += _judge_manifest(run, rows, sealed)
+    complete = sealed and len(tasks) == run.plan.num_tasks
+    return Verdict(checked=len(tasks), problems=tuple(problems), complete=complete)
 
 
 def redo(run: Run, tasks: Iterable[int]) -> list[int]:
     """Returns the tasks whose commits (and quarantines) it removed, so that the next run makes them again.
 
     The only verb that deletes commits; it takes the seal off first. The old shards stay until their
-    task has a new commit.
+    task has a new commit. Raises ConfigError for a task that the run does not have, StorageError.
     """
     wanted = sorted(set(tasks))
     for task in wanted:
         run.require_task(task)
     unseal(run)
     removed = run.committed().intersection(wanted)
-    for task in wanted:
-        run.store.delete(commit_key(run.plan.fp12, task))
-        run.store.delete(quarantine_key(run.plan.fp12, task))
+    keys = [key(run.plan.fp12, task) for task in wanted for key in (commit_key, quarantine_key)]
+    for _ in in_parallel(run.store.delete, keys):
+        pass
     return sorted(removed)
 
 
+def redo_bad(run: Run, on_checked: Callable[[int, int], None] | None = None) -> tuple[Verdict, list[int]]:
+    """Returns a deep verdict on the run, and the tasks that `redo` removed because of it.
+
+    Changes nothing where nothing is bad: a sound run keeps its seal. Raises StorageError.
+    """
+    verdict = verify(run, deep=True, on_checked=on_checked)
+    return verdict, redo(run, verdict.bad_tasks) if verdict.problems else []
+
+
 def gc(run: Run) -> list[str]:
-    """Deletes shards that lost to another attempt's commit, by what the commits say; returns their keys."""
-    tasks = {task for _, task, _, _ in run.shards()} & run.committed()
-    winners: dict[int, str] = {}
-    for task in tasks:
-        try:
-            commit = run.read(task)
-        except DataError:
-            continue  # a damaged commit names no winner: leave its shards alone
-        if commit is not None:
-            winners[task] = commit.attempt
-    return delete_losers(run, winners)
+    """Deletes shards that lost to another attempt's commit, by what the commits say; returns their keys.
+
+    Reads the commits of those tasks only that have several shards: a shard that is alone is the winner,
+    or its task is not settled.
+    """
+    shards = [(key, task) for key, task, _, _ in run.shards()]
+    shards_of = Counter(task for _, task in shards)
+    return delete_losers(run, [(key, task) for key, task in shards if shards_of[task] > 1])
 
 
-def _judge(run: Run, task: int, deep: bool) -> list[Problem]:
+def _judge(run: Run, task: int, deep: bool, listed: Mapping[str, int]) -> ManifestRow | Problem | None:
     try:
         commit = run.read(task)
         if commit is None:  # listed, then gone: redo was quicker
-            return []
+            return None
         if deep:
             run.read_shard(commit)
         else:
-            check_shard_size(run.store, commit)
+            check_shard_size(run.store, commit, listed)
     except DataError as error:
-        return [Problem(task, f"task {task}: {error}")]
-    return []
+        return Problem(task, f"task {task}: {error}")
+    return ManifestRow.of(commit)
 
 
-def _judge_seal(run: Run, committed: set[int], damaged: bool) -> list[Problem]:
-    if not run.is_sealed():
-        return []
-    missing = sorted(set(range(run.plan.num_tasks)) - committed)
-    if missing:
-        return [
-            Problem(task, f"task {task}: not committed, though _SUCCESS says that the run is complete")
-            for task in missing
-        ]
-    if damaged:
-        return []
+def _missing_under_seal(run: Run, committed: int) -> Problem:
+    missing, planned = run.plan.num_tasks - committed, run.plan.num_tasks
+    return _seal_problem(
+        run,
+        f"{missing:,} of {planned:,} tasks are not committed, though _SUCCESS says that the run is complete",
+    )
+
+
+def _judge_manifest(run: Run, rows: list[ManifestRow], sealed: bool) -> list[Problem]:
+    """Judges the manifest of a sealed run, or what an interrupted seal has left of it."""
     try:
-        rows = read_manifest(run)
+        if sealed:
+            same = [(row.task, row.sha256) for row in read_manifest(run)] == [
+                (r.task, r.sha256) for r in rows
+            ]
+        else:
+            same = holds(run.store, MANIFEST_KEY, encode_manifest(run, rows))
+    except NotFound:
+        return []
     except DataError as error:
         return [Problem(None, str(error))]
-    commits = read_commits(run)
-    if [(r.task, r.sha256) for r in rows] != [(c.task, c.sha256) for c in commits]:
-        return [
-            Problem(
-                None,
-                f"{run.store.url}: the manifest and the commits list other shards;"
-                f" `nisynth redo {run.store.url} --bad`",
-            )
-        ]
-    return []
+    return [] if same else [_seal_problem(run, "the manifest and the commits list other shards")]
+
+
+def _seal_problem(run: Run, text: str) -> Problem:
+    return Problem(None, f"{run.store.url}: {text}; `nisynth redo {run.store.url} --bad` takes the seal off")

@@ -1,6 +1,7 @@
 """Objects of a store that is not trusted: sizes are looked at before they are read, hashes after it."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nisynth.commits.records import Commit
@@ -21,8 +22,16 @@ def bad_shard(store: Store, row: "Commit | ManifestRow", wrong: str) -> DataErro
     return DataError(f"{store.url}/{row.shard}: {wrong}; {cure}")
 
 
-def check_shard_size(store: Store, row: "Commit | ManifestRow") -> None:
-    """Raises DataError when the shard that a commit describes is missing or of another size; StorageError."""
+def check_shard_size(
+    store: Store, row: "Commit | ManifestRow", listed: Mapping[str, int] | None = None
+) -> None:
+    """Raises DataError when the shard that a commit describes is missing or of another size; StorageError.
+
+    listed: sizes by key, from a listing, which spares a request each. A listing may lag, so it is only
+    believed where it agrees with the commit.
+    """
+    if listed is not None and listed.get(row.shard) == row.bytes:
+        return
     try:
         size = store.size_bytes(row.shard)
     except NotFound:
@@ -37,7 +46,6 @@ def fetch_shard(store: Store, row: "Commit | ManifestRow") -> bytes:
     A second fetch tells what is damaged: the way here, or the object. Raises DataError, naming the
     shard and the cure; StorageError.
     """
-    check_shard_size(store, row)
     try:
         for _ in range(FETCHES):
             data = store.get(row.shard, row.bytes)
@@ -45,6 +53,10 @@ def fetch_shard(store: Store, row: "Commit | ManifestRow") -> bytes:
                 return data
     except NotFound:
         raise bad_shard(store, row, "is missing") from None
+    except DataError:  # larger than its commit says, so it was not read
+        check_shard_size(store, row)
+        raise
+    check_shard_size(store, row)
     raise bad_shard(store, row, f"is damaged: its sha256 is not its commit's, in {FETCHES} fetches")
 
 

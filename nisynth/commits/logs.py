@@ -4,14 +4,12 @@ A quarantine record may come from anyone who can write to the bucket, so it is r
 be only where its fields have the right types; the rest is left out.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
 from nisynth.commits.run import Run
-
-READERS = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ def task_log(run: Run, task: int) -> TaskLog:
 
 def quarantine_logs(run: Run) -> list[TaskLog]:
     """Returns the tasks that were given up on, by task. Raises DataError, StorageError."""
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda task: _quarantine_log(run, task), sorted(run.quarantined())))
+    found = in_parallel(lambda task: _quarantine_log(run, task), sorted(run.quarantined()))
     return [log for log in found if log.state == "quarantined"]  # a retry may have lifted one meanwhile
 
 

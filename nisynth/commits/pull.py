@@ -12,15 +12,13 @@ a function of the commits, and a copied manifest would be one more document to d
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from nisynth.commits.fetch import fetch_document, fetch_shard, holds
+from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit, commit_key
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
@@ -29,12 +27,9 @@ from nisynth.plan import differing_fields
 from nisynth.storage import AlreadyExists, NotFound, Store
 from nisynth.storage.local import LocalStore, path_of
 
-T = TypeVar("T")
-
 WORKERS = 8
 _FOLDERS = (".tmp", "commits", "data")
 _FILES = (PLAN_KEY, MANIFEST_KEY, CARD_KEY, SUCCESS_KEY)
-_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ def _copy_all(
 
     if on_checked is not None:
         on_checked(0, len(tasks))
-    with closing(_in_parallel(work, tasks, workers)) as results:
+    with closing(in_parallel(work, tasks, workers)) as results:
         for number, result in enumerate(results, 1):
             if isinstance(result, DataError):
                 bad.append(result)
@@ -173,21 +168,6 @@ def _copy_all(
         raise bad[0]
     if bad:
         raise DataError(f"{len(bad)} tasks cannot be copied; the first: {bad[0]}")
-
-
-def _in_parallel(work: Callable[[int], T], tasks: Iterable[int], workers: int) -> Generator[T]:
-    """Yields the results in order, with a bounded number of tasks begun ahead of the one that is due."""
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[T]] = deque()
-        try:
-            for task in tasks:
-                ahead.append(pool.submit(work, task))
-                if len(ahead) > _AHEAD * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _copy_task(run: Run, copy: Run, task: int) -> int:

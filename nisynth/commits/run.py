@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nisynth.commits.fetch import bad_shard, fetch_document, fetch_shard, holds
+from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import (
     Commit,
     Outcome,
@@ -92,9 +93,12 @@ class Run:
         """Returns the tasks that a listing shows as committed: a hint that costs one LIST."""
         return self._listed("commits/")
 
-    def quarantined(self) -> set[int]:
-        """Returns the tasks that were given up on; a commit beats a quarantine."""
-        return self._listed("quarantine/") - self.committed()
+    def quarantined(self, committed: set[int] | None = None) -> set[int]:
+        """Returns the tasks that were given up on; a commit beats a quarantine.
+
+        committed: what `committed` returned, where the caller has it; else one more LIST.
+        """
+        return self._listed("quarantine/") - (self.committed() if committed is None else committed)
 
     def shards(self) -> Iterable[tuple[str, int, str, int]]:
         """Yields (key, task, attempt, size in bytes) of every shard object of this fingerprint."""
@@ -214,8 +218,8 @@ class Run:
     def retry(self) -> list[int]:
         """Lifts every quarantine, so that the next run tries those tasks again; returns them."""
         tasks = sorted(self._listed("quarantine/"))
-        for task in tasks:
-            self.store.delete(quarantine_key(self.plan.fp12, task))
+        for _ in in_parallel(self.store.delete, [quarantine_key(self.plan.fp12, task) for task in tasks]):
+            pass
         return tasks
 
     def _listed(self, prefix: str) -> set[int]:

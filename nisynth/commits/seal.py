@@ -6,15 +6,15 @@ Sealing is idempotent and tried at the end of every run. The manifest is a pure 
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, holds
+from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, check_shard_size, holds
+from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
 from nisynth.commits.run import SUCCESS_KEY, Run
 from nisynth.errors import DataError, IncompleteRun, StorageError, one_line
@@ -23,9 +23,7 @@ from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
 MANIFEST_KEY = "manifest.parquet"
 CARD_KEY = "README.md"
-READERS = 16
 TRIES = 5
-_READ_AT_ONCE = 4096
 _ROW_BYTES = 512
 _COLUMNS = {
     "task": pa.int64(),
@@ -75,8 +73,10 @@ def seal(run: Run) -> bool:
     rows = read_commits(run)
     if len(rows) < run.plan.num_tasks:
         return False
-    _check_sizes(run, rows)
-    delete_losers(run, {row.task: row.attempt for row in rows})
+    shards = list(run.shards())
+    _check_sizes(run, rows, {key: size for key, _, _, size in shards})
+    winners = {row.task: row.attempt for row in rows}
+    delete_losers(run, [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt])
     manifest = encode_manifest(run, rows)
     _create_same(run.store, MANIFEST_KEY, manifest)
     _create_same(run.store, CARD_KEY, _card(run, rows).encode())
@@ -91,28 +91,28 @@ def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestR
     Raises DataError, StorageError.
     """
     wanted = range(run.plan.num_tasks) if tasks is None else tasks
-    rows = []
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(wanted), _READ_AT_ONCE):
-            commits = pool.map(run.read, wanted[start : start + _READ_AT_ONCE])
-            rows += [ManifestRow.of(commit) for commit in commits if commit is not None]
-    return rows
+    return [ManifestRow.of(commit) for commit in in_parallel(run.read, wanted) if commit is not None]
 
 
-def delete_losers(run: Run, winners: dict[int, str]) -> list[str]:
-    """Deletes shards whose task's commit names another attempt, and nothing else; returns their keys.
+def delete_losers(run: Run, suspects: Iterable[tuple[str, int]]) -> list[str]:
+    """Deletes those shards whose task's commit names another shard, and nothing else; returns their keys.
 
-    winners: what the commits said a while ago. Each is read again before its loser goes: a redo in
-    between may have made the loser the winner.
+    suspects: (shard key, task). The commit is read right before its loser goes, whatever it said earlier:
+    a redo in between may have made the loser the winner.
     """
-    deleted = []
-    for key, task, attempt, _ in run.shards():
-        if winners.get(task, attempt) != attempt:
+
+    def delete(suspect: tuple[str, int]) -> str | None:
+        key, task = suspect
+        try:
             commit = run.read(task)
-            if commit is not None and commit.attempt != attempt:
-                run.store.delete(key)
-                deleted.append(key)
-    return deleted
+        except DataError:
+            return None  # a damaged commit names no winner: leave its shards alone
+        if commit is None or commit.shard == key:
+            return None
+        run.store.delete(key)
+        return key
+
+    return [key for key in in_parallel(delete, suspects) if key is not None]
 
 
 def encode_manifest(run: Run, rows: list[ManifestRow]) -> bytes:
@@ -164,25 +164,21 @@ def unseal(run: Run) -> None:
         run.store.delete(key)
 
 
-def _check_sizes(run: Run, rows: list[ManifestRow]) -> None:
-    sizes = {task: size for _, task, attempt, size in run.shards() if rows[task].attempt == attempt}
-
-    def problem(row: ManifestRow) -> str | None:
-        size = sizes.get(row.task)
-        if size is None:  # a listing may lag: the object itself decides
-            try:
-                size = run.store.size_bytes(row.shard)
-            except NotFound:
-                return f"task {row.task}: {row.shard} is missing"
-        if size != row.bytes:
-            return f"task {row.task}: {row.shard} has {size} bytes, its commit says {row.bytes}"
+def _check_sizes(run: Run, rows: list[ManifestRow], listed: Mapping[str, int]) -> None:
+    def problem(row: ManifestRow) -> DataError | None:
+        try:
+            check_shard_size(run.store, row, listed)
+        except DataError as error:
+            return error
         return None
 
-    problems = [p for p in map(problem, rows) if p]
+    problems = [error for error in in_parallel(problem, rows) if error is not None]
+    if len(problems) == 1:
+        raise problems[0]
     if problems:
         raise DataError(
-            f"{run.store.url}: {len(problems)} bad shards, first {problems[0]};"
-            f" `nisynth redo {run.store.url} --bad`, then run again"
+            f"{run.store.url}: {len(problems):,} bad shards; `nisynth redo {run.store.url} --bad`, then run"
+            f" again; the first: {problems[0]}"
         )
 
 

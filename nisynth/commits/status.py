@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nisynth.commits.parallel import in_parallel
+from nisynth.commits.records import Commit
 from nisynth.commits.run import Run
 from nisynth.errors import DataError, StorageError
 
@@ -34,7 +36,8 @@ class Status:
 
 def status(run: Run) -> Status:
     """Returns the status of a run; costs two listings and at most 32 small reads. Raises StorageError."""
-    committed, quarantined = run.committed(), run.quarantined()
+    committed = run.committed()
+    quarantined = run.quarantined(committed)
     complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
     return Status(
@@ -79,14 +82,14 @@ def watch(
 
 
 def _eta_s(run: Run, committed: set[int], left: int) -> float | None:
-    times = []
-    for task in sorted(committed)[-SAMPLE:]:
+    def read(task: int) -> Commit | None:
         try:
-            commit = run.read(task)
+            return run.read(task)
         except DataError:
-            continue
-        if commit is not None and commit.finished_at > 0:
-            times.append(commit.finished_at)
+            return None
+
+    commits = in_parallel(read, sorted(committed)[-SAMPLE:])
+    times = [commit.finished_at for commit in commits if commit is not None and commit.finished_at > 0]
     if len(times) < 2 or max(times) <= min(times):
         return None
     return round(left * (max(times) - min(times)) / (len(times) - 1), 1)

@@ -7,12 +7,13 @@ from uuid import uuid4
 import pytest
 
 from nisynth.commits import Run
-from nisynth.commits.audit import gc, redo, verify
+from nisynth.commits.audit import gc, redo, redo_bad, verify
 from nisynth.commits.records import commit_key
 from nisynth.commits.seal import delete_losers, read_manifest, seal
 from nisynth.commits.status import status
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.storage import open_store
+from tests.sources import contents
 from tests.tiny import commit_all, fake_commit, keys, tiny_plan
 
 
@@ -78,18 +79,21 @@ def test_a_loser_that_a_redo_made_the_winner_is_spared(run: Run) -> None:
     assert run.commit(was) == "mine"
     redo(run, [0])
     assert run.commit(now := fake_commit(run, 0, str(uuid4()))) == "mine"
-    assert delete_losers(run, {0: was.attempt}) == []
-    assert delete_losers(run, {0: now.attempt}) == [was.shard]
+    assert delete_losers(run, [(now.shard, 0)]) == []
+    assert delete_losers(run, [(now.shard, 0), (was.shard, 0)]) == [was.shard]
 
 
 def test_sealing_refuses_a_missing_or_short_shard(run: Run) -> None:
     commit_all(run)
     shard = keys(run.store, "data/")[1]
     run.store.put(shard, b"short")
-    with pytest.raises(DataError, match="1 bad shards, first task 1"):
+    with pytest.raises(DataError, match=r"-00000001-.*: is damaged: it has 5 bytes, .*--task 1"):
         seal(run)
     run.store.delete(shard)
     with pytest.raises(DataError, match="is missing"):
+        seal(run)
+    run.store.delete(keys(run.store, "data/")[0])
+    with pytest.raises(DataError, match="2 bad shards; `nisynth redo .* --bad`"):
         seal(run)
     assert not run.is_sealed()
 
@@ -129,7 +133,11 @@ def test_verify_finds_commits_missing_under_a_seal(run: Run) -> None:
     commit_all(run)
     seal(run)
     run.store.delete(commit_key(run.plan.fp12, 3))
-    assert verify(run).bad_tasks == [3]
+    [problem] = verify(run).problems  # one line, however many are missing
+    assert "1 of 4 tasks are not committed, though _SUCCESS says" in problem.text
+    assert redo_bad(run)[1] == []
+    assert not run.is_sealed()
+    assert run.committed() == {0, 1, 2}
 
 
 def test_verify_finds_a_forged_shard_with_a_matching_commit(run: Run) -> None:
@@ -166,6 +174,36 @@ def test_a_damaged_manifest_is_found(run: Run) -> None:
     assert "sha256 is not what _SUCCESS says" in verify(run).problems[0].text
     with pytest.raises(DataError):
         read_manifest(run)
+
+
+def test_redo_bad_changes_nothing_where_nothing_is_bad(run: Run) -> None:
+    commit_all(run)
+    seal(run)
+    before = contents(run.store)
+    verdict, removed = redo_bad(run)
+    assert (verdict.checked, verdict.problems, removed) == (4, (), [])
+    assert contents(run.store) == before
+
+
+def test_complete_means_committed_and_sealed(run: Run) -> None:
+    assert not verify(run).complete
+    commit_all(run)
+    assert not verify(run).complete
+    seal(run)
+    assert verify(run).complete
+
+
+def test_what_an_interrupted_seal_left_is_judged_where_it_would_hinder_the_next(run: Run) -> None:
+    commit_all(run)
+    seal(run)
+    run.store.delete("_SUCCESS")
+    assert verify(run).problems == ()  # the same commits: the next seal goes on from there
+    run.store.put("manifest.parquet", b"of commits that are gone")
+    with pytest.raises(DataError, match="exists with another content"):
+        seal(run)
+    assert "the manifest and the commits list other shards" in verify(run).problems[0].text
+    redo_bad(run)
+    assert seal(run)
 
 
 def test_redo_outside_the_plan(run: Run) -> None:
