@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, TextIO
+from contextlib import suppress
+from io import TextIOBase
+from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 from nisynth.progress.rates import (
     Clock,
@@ -146,14 +148,40 @@ class PlainObserver:
         print(printable(line), file=self._stream, flush=True)
 
 
+class Unbreakable(TextIOBase):
+    """A text stream that goes on when the one behind it is closed or full: progress never ends a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
 def make_observer(stream: TextIO | None = None, unit: str = "tasks") -> Observer:
     """Returns the observer that suits `stream` (default stderr): a display on a terminal, lines elsewhere.
 
     unit: what is counted, `tasks` of a run or `shards` of a verification.
     """
-    stream = stream or sys.stderr
-    if stream.isatty() and os.environ.get("TERM") != "dumb":
+    unbreakable = cast(TextIO, Unbreakable(stream or sys.stderr))
+    if unbreakable.isatty() and os.environ.get("TERM") != "dumb":
         from nisynth.progress.terminal import TerminalObserver
 
-        return TerminalObserver(stream, unit)
-    return PlainObserver(stream, unit)
+        return TerminalObserver(unbreakable, unit)
+    return PlainObserver(unbreakable, unit)

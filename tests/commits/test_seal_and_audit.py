@@ -93,7 +93,7 @@ def test_sealing_refuses_a_missing_or_short_shard(run: Run) -> None:
     with pytest.raises(DataError, match="is missing"):
         seal(run)
     run.store.delete(keys(run.store, "data/")[0])
-    with pytest.raises(DataError, match="2 bad shards; `nisynth redo .* --bad`"):
+    with pytest.raises(DataError, match=r"2 bad shards; `nisynth redo .* --bad`"):
         seal(run)
     assert not run.is_sealed()
 
