@@ -181,14 +181,15 @@ def _identity_of(section: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of a config section the fingerprint covers.
 
     A field added after the first release, marked `metadata={"added_later": True}`, counts only when it
-    leaves its default: a new field does not change the fingerprint of an older run.
+    leaves what every run did before it (`"before"` in its metadata, else its default): a new field does
+    not change the fingerprint of an older run.
     """
-    at_default = {
+    as_before = {
         f.name
         for f in dataclasses.fields(section)
-        if f.metadata.get("added_later") and getattr(section, f.name) == f.default
+        if f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default)
     }
-    return {name: value for name, value in resolved.items() if name not in at_default}
+    return {name: value for name, value in resolved.items() if name not in as_before}
 
 
 def _fingerprint(identity: Mapping[str, Any]) -> str:

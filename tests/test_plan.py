@@ -151,3 +151,10 @@ def test_indices_outside_the_plan() -> None:
     with pytest.raises(IndexError, match=r"tasks 0\.\.999"):
         plan()[1000]
     assert [t.index for t in plan()[2:5]] == [2, 3, 4]
+
+
+def test_a_field_that_was_added_later_is_left_out_while_nothing_differs_from_before() -> None:
+    assert "bn_scale" not in plan("method.bn_scale=published").identity["method"]
+    assert plan("method.bn_scale=teacher").identity["method"]["bn_scale"] == "teacher"
+    assert "bn_slack" not in plan("method.bn_slack=0.0").identity["method"]
+    assert plan("method.bn_slack=0.3").fingerprint != plan("method.bn_slack=0.0").fingerprint

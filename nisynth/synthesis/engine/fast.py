@@ -74,7 +74,9 @@ class Inversion:
         self.batch_size = batch_size
         self._config, self._fused, self._precision, self._shortcuts = config, fused, precision, shortcuts
         self._render = Renderer.blank(config, teacher, batch_size, device)
-        self._r_bn = FeatureDistribution(teacher.batch_norms, config.first_bn_multiplier)
+        self._r_bn = FeatureDistribution(
+            teacher.batch_norms, config.first_bn_multiplier, config.bn_scale, config.bn_slack
+        )
         self.kept = KeptIterate(list(self._render.parameters()), config.select)
         # Adam divides by a root of squared gradients: for a scaled loss, only epsilon needs scaling.
         self._loss_scale = precision.scale(batch_size)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nisynth.synthesis.inversion.bn_scale import BNScale, scale_of_norms
+from nisynth.synthesis.inversion.priors import beyond, channel_noise
+
 
 def moments(x: Tensor, mean: Tensor) -> Tensor:
     """Returns, of each image of x `(B, C, H, W)`, the means of d = x - mean and of d^2: `(B, 2, C)`.
@@ -58,7 +61,13 @@ class FeatureDistribution:
     Reads what the BatchNorms remember once, when it is made.
     """
 
-    def __init__(self, batch_norms: Sequence[nn.BatchNorm2d], first_bn_multiplier: float = 1.0) -> None:
+    def __init__(
+        self,
+        batch_norms: Sequence[nn.BatchNorm2d],
+        first_bn_multiplier: float = 1.0,
+        bn_scale: BNScale = "published",
+        slack: float = 0.0,
+    ) -> None:
         variances = [norm.running_var for norm in batch_norms if norm.running_var is not None]
         channels, device = [len(var) for var in variances], variances[0].device
         self._var = torch.cat(variances)
@@ -69,8 +78,9 @@ class FeatureDistribution:
         mask = column < torch.tensor(channels)[:, None]
         self._places = torch.where(mask, starts[:, None] + column, 0).to(device)
         self._mask = mask.to(self._var)
-        self._weights = torch.ones(len(channels), device=device)
-        self._weights[0] = first_bn_multiplier
+        self._weights = scale_of_norms(batch_norms, bn_scale).clone()
+        self._weights[:, 0] *= first_bn_multiplier
+        self._slack = slack
 
     def __call__(self, moments: Sequence[Tensor]) -> Tensor:
         """Returns R_BN, 0-dim, from the `moments` of each BatchNorm's input, `(B, 2, C_i)`."""
@@ -78,9 +88,15 @@ class FeatureDistribution:
         return total
 
     def gaps(self, moments: Sequence[Tensor]) -> Tensor:
-        """Returns each channel's mean and biased variance, less those remembered: `(2, sum C_i)`."""
+        """Returns each channel's mean and biased variance, less those remembered and beyond the slack.
+
+        `(2, sum C_i)`.
+        """
         first, second = sum_over_images(list(moments)) / len(moments[0])
-        return torch.stack((first, (second - first.square()).clamp_min(0.0) - self._var))
+        gaps = torch.stack((first, (second - first.square()).clamp_min(0.0) - self._var))
+        if self._slack:
+            gaps = beyond(gaps, self._slack * channel_noise(self._var, len(moments[0])))
+        return gaps
 
     def norms(self, gaps: Tensor) -> Tensor:
         """Returns each layer's two norms, `(2, L)`."""

@@ -49,8 +49,13 @@ def losses(
     logits, bn_inputs = teacher.observe(images)
     ce = cross_entropy(logits, labels)
     if r_bn is None:
-        multiplier = config.first_bn_multiplier
-        distance = feature_distribution(bn_inputs, teacher.batch_norms, first_bn_multiplier=multiplier)
+        distance = feature_distribution(
+            bn_inputs,
+            teacher.batch_norms,
+            first_bn_multiplier=config.first_bn_multiplier,
+            bn_scale=config.bn_scale,
+            slack=config.bn_slack,
+        )
     else:
         distance = r_bn(bn_inputs)
     tv = total_variation(images, rescale=config.rescale_priors)

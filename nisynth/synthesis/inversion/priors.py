@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nisynth.synthesis.inversion.bn_scale import BNScale, scale_of_norms
+
 REFERENCE_BATCH_SIZE = 256
 
 
@@ -25,23 +27,42 @@ def feature_distribution(
     batch_norms: Sequence[nn.BatchNorm2d],
     *,
     first_bn_multiplier: float = 1.0,
+    bn_scale: BNScale = "published",
+    slack: float = 0.0,
 ) -> Tensor:
     """Returns R_BN (Eq. 3): the distance of the batch's statistics from those the teacher remembers.
 
     `bn_inputs` holds the `(B, C_i, H_i, W_i)` input of every BatchNorm2d, shortcuts included, in the
     order of `batch_norms`. The paper writes "output of layer i"; the published code takes the input of
     the normalization, with biased variance, and so does this. The first layer's term is multiplied by
-    `first_bn_multiplier` (DeepInversion's option; 1 in the published code).
+    `first_bn_multiplier` (DeepInversion's option; 1 in the published code), each layer's norms as
+    `bn_scale` says. `slack` is how far, in units of sampling noise, a channel's mean and variance may be
+    off for nothing: max(|gap| - slack * sigma / sqrt(B), 0), and with sigma^2 sqrt(2 / B) for variances.
     """
-    terms = [_statistics_distance(x, norm) for x, norm in zip(bn_inputs, batch_norms, strict=True)]
+    scale = scale_of_norms(batch_norms, bn_scale).unbind(1)
+    layers = zip(bn_inputs, batch_norms, scale, strict=True)
+    terms = [_statistics_distance(x, norm, of_layer, slack) for x, norm, of_layer in layers]
     return first_bn_multiplier * terms[0] + sum(terms[1:], torch.zeros_like(terms[0]))
 
 
-def _statistics_distance(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+def _statistics_distance(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor, slack: float) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-    return _norm(mean - norm.running_mean) + _norm(var - norm.running_var)
+    gaps = torch.stack((mean - norm.running_mean, var - norm.running_var))
+    if slack:
+        gaps = beyond(gaps, slack * channel_noise(norm.running_var, len(x)))
+    return scale[0] * _norm(gaps[0]) + scale[1] * _norm(gaps[1])
+
+
+def channel_noise(variances: Tensor, batch_size: int) -> Tensor:
+    """Returns what sampling noise makes of channels' means and variances `(C,)`: `(2, C)`, one sigma."""
+    return torch.stack((variances.sqrt(), math.sqrt(2) * variances)) / math.sqrt(batch_size)
+
+
+def beyond(gaps: Tensor, allowed: Tensor) -> Tensor:
+    """Returns by how much each gap is more than allowed, with its sign; 0 where it is not."""
+    return gaps.sign() * (gaps.abs() - allowed).clamp_min(0.0)
 
 
 def total_variation(images: Tensor, *, rescale: bool = True) -> Tensor:

@@ -8,10 +8,11 @@ one against Table 7.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nisynth.errors import ConfigError
+from nisynth.synthesis.inversion.bn_scale import BNScale
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"iterations": 2000, "bn_weight": 10.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
@@ -30,6 +31,10 @@ class NaturalInversionConfig:
     bn_weight, tv_weight, l2_weight: the lambdas of Eq. 4 and of R_BN.
     rescale_priors: R_TV and R_l2 times sqrt(256/B), equal to the published code at B=256; false: as is.
     first_bn_multiplier: weight of the first BatchNorm's term within R_BN.
+    bn_scale: `teacher` measures R_BN in the teacher's own scale, that of the paper's ResNet-34 being 1, so
+        that the weights suit any network; `published` in the units of its activations (Eq. 3).
+    bn_slack: how far a channel's statistics may be off for nothing, in units of what sampling B images
+        makes them differ by (real images: about 0.3); 0 in paper and published code.
     jitter_px, flip: roll by -jitter_px..jitter_px on each axis, and mirror every second time; drawn once
         per iteration for the generator's image, and once more for the image that the losses see. Paper:
         neither (0, false).
@@ -50,6 +55,8 @@ class NaturalInversionConfig:
     l2_weight: float = 1.5e-5
     rescale_priors: bool = True
     first_bn_multiplier: float = 1.0
+    bn_scale: BNScale = field(default="published", metadata={"added_later": True, "before": "published"})
+    bn_slack: float = field(default=0.0, metadata={"added_later": True})
     jitter_px: int = 2
     flip: bool = True
     feature_gradient: bool = False
@@ -57,15 +64,15 @@ class NaturalInversionConfig:
     select: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        for field in ("iterations", "latent_dim"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"method.{field}: {getattr(self, field)} is too small; give 1 or more")
+        for name in ("iterations", "latent_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"method.{name}: {getattr(self, name)} is too small; give 1 or more")
         if self.jitter_px < 0:
             raise ConfigError(f"method.jitter_px: {self.jitter_px} is negative; give 0 (no roll) or more")
-        for field in _RATES_AND_WEIGHTS:
-            value = getattr(self, field)
+        for name in _RATES_AND_WEIGHTS:
+            value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"method.{field}: {value} cannot be used; give a finite number, 0 or more")
+                raise ConfigError(f"method.{name}: {value} cannot be used; give a finite number, 0 or more")
 
 
 _RATES_AND_WEIGHTS = (
@@ -76,4 +83,5 @@ _RATES_AND_WEIGHTS = (
     "tv_weight",
     "l2_weight",
     "first_bn_multiplier",
+    "bn_slack",
 )

@@ -22,10 +22,10 @@ def remembering(mean, var):
     return norm
 
 
-def distance(norms, inputs, multiplier=1.0):
+def distance(norms, inputs, multiplier=1.0, bn_scale="published", slack=0.0):
     """R_BN of these inputs, through their moments."""
     of_inputs = [moments(x, norm.running_mean) for x, norm in zip(inputs, norms, strict=True)]
-    return FeatureDistribution(norms, multiplier)(of_inputs)
+    return FeatureDistribution(norms, multiplier, bn_scale, slack)(of_inputs)
 
 
 def gaps(norm, x):
@@ -46,13 +46,18 @@ def layers(dtype=torch.float32):
     return norms, inputs
 
 
-@pytest.mark.parametrize("multiplier", [1.0, 7.0])
-def test_it_is_the_definition(multiplier):
+@pytest.mark.parametrize(
+    ("multiplier", "bn_scale", "slack"),
+    [(1.0, "published", 0.0), (7.0, "published", 0.0), (7.0, "teacher", 0.0), (1.0, "teacher", 0.8)],
+)
+def test_it_is_the_definition(multiplier, bn_scale, slack):
     norms, inputs = layers()
     inputs = [x.requires_grad_() for x in inputs]
-    definition = feature_distribution(inputs, norms, first_bn_multiplier=multiplier)
+    definition = feature_distribution(
+        inputs, norms, first_bn_multiplier=multiplier, bn_scale=bn_scale, slack=slack
+    )
     expected = torch.autograd.grad(definition, inputs)
-    ours = distance(norms, inputs, multiplier)
+    ours = distance(norms, inputs, multiplier, bn_scale, slack)
     torch.testing.assert_close(ours, definition, rtol=2e-6, atol=0)
     for gradient, wanted in zip(torch.autograd.grad(ours, inputs), expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-7)
@@ -62,6 +67,7 @@ def test_the_gradient_is_the_derivative():
     norms, inputs = layers(torch.float64)
     inputs = [x[:2, :, :2, :2].clone().requires_grad_() for x in inputs]
     assert torch.autograd.gradcheck(lambda *xs: distance(norms, xs, 2.0), inputs)
+    assert torch.autograd.gradcheck(lambda *xs: distance(norms, xs, slack=0.5), inputs)
 
 
 def test_a_mean_far_from_zero_costs_nothing_where_the_teacher_remembers_it():

@@ -105,6 +105,21 @@ def test_feature_distribution_takes_biased_variance_and_unsquared_norms():
     )
 
 
+def test_slack_forgives_what_sampling_noise_explains():
+    layer = nn.BatchNorm2d(1)
+    layer.running_mean.fill_(1)
+    layer.running_var.fill_(1.5)
+    x = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(2, 1, 1, 2)  # mean 3, biased variance 3.5
+    # B = 2: one sigma is sqrt(1.5 / 2) of the mean and sqrt(2 / 2) * 1.5 of the variance.
+    for slack, expected in (
+        (0.0, 4.0),
+        (0.5, 4 - 0.5 * (0.75**0.5 + 1.5)),
+        (2.0, 2 - 2 * 0.75**0.5),
+        (3.0, 0.0),
+    ):
+        assert float(feature_distribution([x], [layer], slack=slack)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_gradients_are_finite_where_a_norm_is_zero():
     flat = torch.zeros((2, 3, 4, 4), requires_grad=True)
     (total_variation(flat) + l2(flat)).backward()
