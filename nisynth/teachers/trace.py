@@ -13,10 +13,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.errors import TeacherError
 
 MIN_TAP_SIDE_PX = 4
+SPATIAL_OPERATIONS = ("conv", "batch_norm", "group_norm", "pool2d", "upsample", "pad2d", "grid_sampler_2d")
+"""Parts of the names of torch's operations that treat dimensions 2 and 3 as height and width."""
+
+SPATIAL_REDUCTIONS = ("aten::mean", "aten::sum", "aten::amax")
+"""Operations that reduce a map to one value a channel, when they are given dimensions 2 and 3."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,19 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One call of one module; `copied` where the network later overwrites the tensor in place."""
+    """One call of one module, and the shape of what is read there.
+
+    copied: the network later overwrites the tensor in place. is_map: an output that is surely a feature map
+    `(B, C, H, W)` no larger than the image; others are attention scores, tokens in channels-last order,
+    windows folded into the batch, and the like.
+    """
 
     name: str
     module: nn.Module
     call: int
     shape: torch.Size
     copied: bool
+    is_map: bool = True
 
     @property
     def tap(self) -> Tap:
@@ -49,14 +61,23 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One forward pass: the logits, every site's 4-D output in execution order, BatchNorm inputs.
+    """One forward pass: what it returned, every site's 4-D output in execution order, BatchNorm inputs.
 
-    `batch_norms` is in module order; a BatchNorm2d that the pass does not reach has no site.
+    batch_norms: the calls of BatchNorm2d in module order; one that the pass does not reach has no site.
+    other_norms: the calls of other modules that normalize by running statistics.
+    functional_norms: how many calls of `F.batch_norm` outside of any such module do.
     """
 
-    logits: Tensor
+    output: Any
     outputs: tuple[Site, ...]
     batch_norms: tuple[Site, ...]
+    other_norms: tuple[Site, ...]
+    functional_norms: int
+
+    @property
+    def num_norms(self) -> int:
+        """Returns how many calls normalize by running statistics, those that R_BN cannot match included."""
+        return len(self.batch_norms) + len(self.other_norms) + self.functional_norms
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -73,60 +94,89 @@ def first_tensor(output: Any) -> Tensor | None:
 def trace(network: nn.Module, x: Tensor) -> Trace:
     """Returns what one gradient-free forward pass of `x` `(B, 3, H, W)` goes through.
 
-    Raises TeacherError when the network gives no tensor; whatever its forward raises passes through.
+    Raises TeacherError for a BatchNorm that is in train mode; whatever the forward raises passes through.
     """
-    seen: list[tuple[str, nn.Module, int, Tensor, int, Literal["input", "output"]]] = []
+    seen: list[tuple[str, nn.Module, int, Tensor, int, Literal["input", "output", "other"]]] = []
     calls: Counter[nn.Module] = Counter()
     names = {module: name for name, module in network.named_modules() if name}
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = calls[module]
         calls[module] += 1
-        if isinstance(module, nn.BatchNorm2d):
-            seen.append((names[module], module, call, args[0], args[0]._version, "input"))
-        tensor = first_tensor(output)
+        given, tensor = first_tensor((*args, *kwargs.values())), first_tensor(output)
+        if has_running_statistics(module) and given is not None:
+            _refuse_train_mode(names[module], module)
+            what: Literal["input", "other"] = "input" if isinstance(module, nn.BatchNorm2d) else "other"
+            seen.append((names[module], module, call, given, _version(given), what))
         if tensor is not None and tensor.ndim == 4:
-            seen.append((names[module], module, call, tensor, tensor._version, "output"))
+            seen.append((names[module], module, call, tensor, _version(tensor), "output"))
 
-    handles = [module.register_forward_hook(note) for module in names]
+    watched = _Operations()
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in names]
+    handles += [
+        hook
+        for module in names
+        if has_running_statistics(module)
+        for hook in (
+            module.register_forward_pre_hook(lambda *_: watched.enter_norm(1)),
+            module.register_forward_hook(lambda *_: watched.enter_norm(-1)),
+        )
+    ]
     try:
-        with torch.no_grad():
-            logits = first_tensor(network(x))
+        with torch.no_grad(), watched:
+            output = network(x.clone())
     finally:
         for handle in handles:
             handle.remove()
-    if logits is None:
-        raise TeacherError("arch: the network's output holds no tensor; it must give logits (B, C)")
 
-    sites: dict[str, list[Site]] = {"input": [], "output": []}
+    sites: dict[str, list[Site]] = {"input": [], "output": [], "other": []}
     for name, module, call, tensor, version, what in seen:
         label = f"{name}#{call}" if calls[module] > 1 else name
         # A version that moved on means that a later operation, such as an in-place ReLU, wrote into it.
-        sites[what].append(Site(label, module, call, tensor.shape, tensor._version != version))
+        copied, is_map = _version(tensor) != version, watched.is_map(tensor.shape, x.shape)
+        sites[what].append(Site(label, module, call, tensor.shape, copied, is_map))
     order = {module: i for i, module in enumerate(names)}
     batch_norms = sorted(sites["input"], key=lambda site: (order[site.module], site.call))
-    return Trace(logits, tuple(sites["output"]), tuple(batch_norms))
+    return Trace(
+        output,
+        tuple(sites["output"]),
+        tuple(batch_norms),
+        tuple(sites["other"]),
+        watched.functional_norms,
+    )
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Tells whether a module normalizes by a mean and variance that it remembers, as a BatchNorm does.
+
+    Every BatchNorm2d counts, so that one without running statistics is met with an error of its own.
+    """
+    running = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return isinstance(module, nn.BatchNorm2d) or all(isinstance(value, Tensor) for value in running)
 
 
 def find_taps(outputs: Sequence[Site]) -> tuple[Site, ...]:
-    """Returns the last output of each spatial size, side >= 4 px, in execution order: shallow to deep."""
+    """Returns the last map of each spatial size, side >= 4 px, in execution order: shallow to deep."""
     last: dict[int, int] = {}
     for i, site in enumerate(outputs):
         height, width = site.shape[2:]
-        if height == width and height >= MIN_TAP_SIDE_PX:
+        if site.is_map and height == width and height >= MIN_TAP_SIDE_PX:
             last[height] = i
     if not last:
         raise TeacherError(
-            f"teacher.taps: no module gives square features of side >= {MIN_TAP_SIDE_PX} px; "
-            "raise teacher.input_px, or name the modules to tap"
+            f"teacher.taps: no module gives square features of side >= {MIN_TAP_SIDE_PX} px, one map for each"
+            " image; raise teacher.input_px, or name the modules to tap"
         )
     return tuple(outputs[i] for i in sorted(last.values()))
 
 
-def name_taps(outputs: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]:
+def name_taps(outputs: Sequence[Site], names: Sequence[str], batch_size: int) -> tuple[Site, ...]:
     """Returns the named outputs in execution order. Raises TeacherError for a name that is not one."""
     if not names:
         raise TeacherError("teacher.taps is an empty list; name at least one module, or leave it out")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise TeacherError(f"teacher.taps names {name!r} {times} times; name each module once")
     known = {site.name: site for site in outputs}
     for name in names:
         if name not in known:
@@ -136,7 +186,12 @@ def name_taps(outputs: Sequence[Site], names: Sequence[str]) -> tuple[Site, ...]
             raise TeacherError(
                 f"teacher.taps: {name!r} is no module with a 4-D output; {cure}: {', '.join(calls or near)}"
             )
-        height, width = known[name].shape[2:]
+        count, _, height, width = known[name].shape
+        if count != batch_size:
+            raise TeacherError(
+                f"teacher.taps: {name!r} gives {count} maps for {batch_size} images (windows or views folded"
+                " into the batch dimension); name a module whose output is (B, C, side, side)"
+            )
         if height != width:
             raise TeacherError(f"teacher.taps: {name!r} gives {height}x{width} features; they must be square")
     return tuple(site for site in outputs if site.name in names)
@@ -152,18 +207,91 @@ def reading(sites: Sequence[Site], what: Literal["input", "output"]) -> Iterator
     wanted = {(site.module, site.call): i for i, site in enumerate(sites)}
     calls: Counter[nn.Module] = Counter()
 
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         i = wanted.get((module, calls[module]))
         calls[module] += 1
         if i is None:
             return
-        tensor = args[0] if what == "input" else first_tensor(output)
+        tensor = first_tensor((*args, *kwargs.values()) if what == "input" else output)
         assert tensor is not None
         values[i] = tensor.clone() if sites[i].copied else tensor
 
-    handles = [module.register_forward_hook(read) for module in {site.module: None for site in sites}]
+    modules = {site.module: None for site in sites}
+    handles = [module.register_forward_hook(read, with_kwargs=True) for module in modules]
     try:
         yield values
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches the operations of a forward pass: which shapes are maps, and BatchNorms that are no modules."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.functional_norms = 0
+        self._depth = 0
+        self._maps: set[tuple[int, ...]] = set()
+
+    def enter_norm(self, step: int) -> None:
+        """Notes that a module with running statistics begins (1) or ends (-1): what it runs is its own."""
+        self._depth += step
+
+    def is_map(self, shape: torch.Size, image: torch.Size) -> bool:
+        """Tells whether an output of this shape is a feature map of the images, one for each.
+
+        That is where some operation read or wrote its `(C, H, W)` as channels, height and width: attention
+        scores `(B, heads, tokens, tokens)` and tokens `(B, H, W, C)` are 4-D, too.
+        """
+        return shape[0] == image[0] and shape[2] <= image[2] and tuple(shape) in self._maps
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name: str = func._schema.name
+        if "batch_norm" in name and not self._depth and _uses_running_statistics(args):
+            self.functional_norms += 1
+        given = [value for value in args if isinstance(value, Tensor)][:1]
+        if any(part in name for part in SPATIAL_OPERATIONS):
+            self._maps.update(_shapes(given))
+            if not ("adaptive" in name and _grows(given, result)):
+                self._maps.update(_shapes([first_tensor(result)]))
+        elif name in SPATIAL_REDUCTIONS and len(args) > 1 and _is_spatial(args[1]):
+            self._maps.update(_shapes(given))
+        return result
+
+
+def _version(tensor: Tensor) -> int:
+    """Returns how often a tensor was written into; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _uses_running_statistics(args: tuple[Any, ...]) -> bool:
+    """Tells it from torch's arguments: input, weight, bias, running mean and variance, often training."""
+    training = next((value for value in args if isinstance(value, bool)), False)
+    return args[0].ndim == 4 and len(args) > 4 and isinstance(args[3], Tensor) and not training
+
+
+def _shapes(tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors if tensor is not None and tensor.ndim == 4]
+
+
+def _grows(given: Sequence[Tensor], result: Any) -> bool:
+    """Tells whether a pooling repeats values, as one to 7x7 does with a 1x1 map (VGG on small images)."""
+    after = first_tensor(result)
+    return after is not None and bool(given) and after.shape[-1] > given[0].shape[-1]
+
+
+def _is_spatial(dims: Any) -> bool:
+    return isinstance(dims, Sequence) and sorted(dim % 4 for dim in dims) == [2, 3]
+
+
+def _refuse_train_mode(name: str, module: nn.Module) -> None:
+    if module.training:
+        raise TeacherError(
+            f"arch: {type(module).__name__} {name!r} is in train mode although the network is in eval mode, "
+            "so it would normalize by each batch's own statistics; let its train() and forward leave the "
+            "mode as eval() sets it"
+        )
