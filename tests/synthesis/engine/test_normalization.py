@@ -188,26 +188,6 @@ def test_only_a_batch_norm_before_a_relu_takes_the_operator():
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
-class Overwritten(nn.Module):
-    """A BatchNorm whose input is overwritten before the sum and the ReLU that would take it along."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.linear = nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = self.conv(x)
-        return self.linear(F.relu(self.norm(x) + x.relu_()).mean((2, 3)))
-
-
-def test_an_input_that_is_overwritten_is_read_before():
-    teacher = teacher_of(Overwritten())
-    assert teacher.batch_norm_sites[0].copied
-    fused = FusedTeacher(teacher, statistics=True, normalization=True)
-    assert (operators(fused), fused.notes) == (1, [])
-
-
 def test_all_batch_norms_of_a_residual_network_but_those_beside_it_take_the_operator(shipped_teacher):
     _, wanted = observed(shipped_teacher)
     fused, given = observed(shipped_teacher, normalization=True)
