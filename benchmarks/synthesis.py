@@ -37,7 +37,9 @@ from nisynth.errors import NisynthError
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
 from nisynth.synthesis.engine.fast import FastSynthesizer
 from nisynth.synthesis.engine.shortcuts import Shortcuts
+from nisynth.synthesis.inversion.method import InversionMethod
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
+from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.teachers import Teacher, load_teacher
 
 PUBLISHED_BATCH_SIZE, PUBLISHED_ARCH, PUBLISHED_CLASSES = 256, "resnet34", 10
@@ -113,16 +115,16 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def method(options: argparse.Namespace) -> NaturalInversionConfig:
-    """Returns the published method, for the steps of one repeat."""
-    return NaturalInversionConfig(iterations=options.iterations)
+def method(iterations: int, teacher: Teacher) -> InversionMethod:
+    """Returns the published method, for so many steps."""
+    return InversionMethod(NaturalInversionConfig(iterations=iterations), teacher, Renderer)
 
 
 def plain_row(options: argparse.Namespace, teacher: Teacher) -> list[Row]:
     """Returns the plain loop's row."""
     if options.no_plain:
         return []
-    plain = PlainSynthesizer(method(options), teacher, log_every=options.iterations)
+    plain = PlainSynthesizer(method(options.iterations, teacher), log_every=options.iterations)
     return [Row("plain, float32", lambda task: seconds_per_step(plain, task))]
 
 
@@ -140,7 +142,7 @@ def engine_rows(options: argparse.Namespace, teacher: Teacher) -> list[Row]:
         for name, shortcuts in variants.items():
             try:
                 engine = FastSynthesizer(
-                    method(options), EngineConfig(name="fast", precision=precision), teacher,
+                    method(options.iterations, teacher), EngineConfig(name="fast", precision=precision),
                     log_every=options.iterations, shortcuts=shortcuts,
                 )  # fmt: skip
             except NisynthError as error:
@@ -238,7 +240,7 @@ def flops_per_image(teacher: Teacher) -> float:
     def counted(iterations: int) -> int:
         task = Task(index=0, seed=0, labels=np.zeros(2, dtype=np.int64), rows=2)
         with FlopCounterMode(display=False) as counter:
-            PlainSynthesizer(NaturalInversionConfig(iterations=iterations), teacher).synthesize(task)
+            PlainSynthesizer(method(iterations, teacher)).synthesize(task)
         return counter.get_total_flops()
 
     return (counted(2) - counted(1)) / 2
@@ -306,7 +308,7 @@ def report(rows: list[Row], flops: float, rate: float, options: argparse.Namespa
 def profile(options: argparse.Namespace, teacher: Teacher, task: Task) -> None:
     """Prints the kernels that a task of the engine spends its time in."""
     config = EngineConfig(name="fast", precision=options.precision[-1])
-    engine = FastSynthesizer(method(options), config, teacher, log_every=options.iterations)
+    engine = FastSynthesizer(method(options.iterations, teacher), config, log_every=options.iterations)
     engine.synthesize(task)
     with torch.profiler.profile() as profiler:
         engine.synthesize(task)

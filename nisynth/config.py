@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import pydantic
 import yaml
@@ -22,11 +22,10 @@ import yaml
 from nisynth.errors import ConfigError
 from nisynth.execution import ExecutionConfig
 from nisynth.shards import OutputConfig
-from nisynth.synthesis import PRESETS, EngineConfig, Method
+from nisynth.synthesis import METHODS, EngineConfig, Method
 from nisynth.teachers import TeacherConfig
 
 Owner = TypeVar("Owner")
-METHODS: dict[str, type] = {method.name: method for method in get_args(Method)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +175,11 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"method.{key}: {method[key]!r} should be a name")
     preset = method.pop("preset", None)
     if preset is not None:
-        presets = PRESETS.get(method["name"], {})
+        name = method["name"]
+        presets = METHODS[name].presets if name in METHODS else {}
         if preset not in presets:
             raise ConfigError(
-                f"method.preset: {preset!r} is no preset of {method['name']}{_nearest(str(preset), presets)}"
+                f"method.preset: unknown preset {preset!r} of {name}{_nearest(str(preset), presets)}"
             )
         method = {**presets[preset], **method}
     return {**values, "method": method}
@@ -188,8 +188,8 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
 def _validated(values: dict[str, Any]) -> RunConfig:
     name = values["method"]["name"]
     if name not in METHODS:
-        raise ConfigError(f"method.name: {name!r} is no method{_nearest(str(name), METHODS)}")
-    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name]}
+        raise ConfigError(f"method.name: unknown method {name!r}{_nearest(str(name), METHODS)}")
+    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name].config}
     _check_keys(values, sections, "")
     if "teacher" not in values:
         raise ConfigError(

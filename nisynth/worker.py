@@ -99,9 +99,8 @@ class Worker:
         shard = self.run.put_shard(index, attempt, data)
         clock.lap("put")
         figures = {**batch.figures, "teacher_accuracy": accuracy}
-        notes = getattr(self.synthesizer, "notes", None)
-        if notes:  # what the engine could not do on this machine
-            figures["engine_notes"] = list(notes)
+        if self.synthesizer.notes:  # what the engine could not do on this machine
+            figures["engine_notes"] = list(self.synthesizer.notes)
         commit = self._record(batch, attempt, shard, data, figures, clock.laps | batch.timings_s, started_at)
         if self.config.execution.single_writer:
             return self._receipt(commit, "unknown", clock, commit)

@@ -2,9 +2,11 @@
 
 import torch
 
-from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis import METHODS, EngineConfig, NaturalInversionConfig, make_synthesizer
 from nisynth.synthesis.engine.fast import FastSynthesizer
 from nisynth.synthesis.engine.shortcuts import Shortcuts
+from nisynth.synthesis.inversion.draws import draw
+from nisynth.synthesis.inversion.method import InversionMethod
 
 ON_CPU = Shortcuts.on(torch.device("cpu"))
 FLOAT32_ENGINE = EngineConfig(name="fast", precision="float32")
@@ -21,4 +23,17 @@ def synthesizers(teacher, log_every=1, **options):
 
 def fast(teacher, log_every=1, shortcuts=None, engine=FLOAT32_ENGINE, **options):
     config = NaturalInversionConfig(**{"iterations": 5, "latent_dim": 16, **options})
-    return FastSynthesizer(config, engine, teacher, log_every=log_every, shortcuts=shortcuts)
+    return FastSynthesizer(inversion_of(config, teacher), engine, log_every=log_every, shortcuts=shortcuts)
+
+
+def inversion_of(config, teacher):
+    """The method that `config` is of, on a teacher."""
+    return InversionMethod(config, teacher, METHODS[config.name].model)
+
+
+def drawn(task, config, teacher):
+    """A model that holds a task's draws, on the teacher's device, and its jitter table."""
+    model = inversion_of(config, teacher).blank_model(len(task.labels), teacher.device)
+    draws = draw(task, config, model)
+    model.load_state_dict(draws.weights)
+    return model, draws

@@ -75,7 +75,7 @@ def _attempt(
     attempt: Attempt, worker: Worker, scheduler: Scheduler, run: Run, observer: Observer, told: set[str]
 ) -> bool:
     """Carries out one attempt; True when this one committed its task."""
-    iterations = getattr(worker.config.method, "iterations", 1)
+    iterations = worker.config.method.iterations
 
     def on_step(iteration: int, losses: Mapping[str, float]) -> None:
         observer.step(attempt.task, iteration, iterations, losses)

@@ -174,7 +174,7 @@ class _Driver:
                 self._refuse(call.attempt, value.kind, value.message)
             case Progress():
                 self.scheduler.progress(call.slot, value.task, value.iteration, value.elapsed_s, now_s)
-                iterations = getattr(self._config.method, "iterations", 1)
+                iterations = self._config.method.iterations
                 self._observer.step(value.task, value.iteration, iterations, value.losses)
 
     def _settle(self, attempt: Attempt, receipt: Receipt) -> None:

@@ -3,6 +3,7 @@
 It costs nothing to make, so it is also the load under which everything but synthesis is measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,16 @@ class NoiseConfig:
 
     name: Literal["noise"] = "noise"
 
+    @property
+    def iterations(self) -> int:
+        """Returns 1: there is no loop."""
+        return 1
+
 
 class NoiseSynthesizer:
     """Draws each task's images from the task's own seed; no iteration, no curve."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, teacher: Teacher) -> None:
         self._side_px = teacher.input_px

@@ -4,7 +4,7 @@ The engine is chosen here and not by the method: the same mathematics runs in a 
 compiled one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +12,18 @@ from nisynth.batch import ImageBatch, Task
 
 StepCallback = Callable[[int, Mapping[str, float]], None]
 """Called with (iterations done, loss terms) every `log_every` iterations; may raise to abort the task."""
+
+
+class Method(Protocol):
+    """A method's config: a frozen dataclass whose `name` is its row of METHODS."""
+
+    @property
+    def name(self) -> str:
+        """Returns the method's name, as `method.name` of a config has it."""
+
+    @property
+    def iterations(self) -> int:
+        """Returns the steps of one task, of which progress counts a share; 1 for a method without a loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +39,10 @@ class EngineConfig:
 
 class Synthesizer(Protocol):
     """Holds a teacher and a method; long-lived, one task at a time."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Returns one line for each thing that the engine does without on this machine."""
 
     def synthesize(self, task: Task, on_step: StepCallback | None = None) -> ImageBatch:
         """Returns the task's full batch. Raises TaskFailure (`not_finite`, `out_of_memory`)."""

@@ -3,7 +3,7 @@
 import pytest
 
 from nisynth.errors import ConfigError
-from nisynth.synthesis import PRESETS, EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis import METHODS, EngineConfig, NaturalInversionConfig, make_synthesizer
 
 
 def test_the_engine_is_chosen_by_name(odd_teacher, make_task):
@@ -28,7 +28,7 @@ def test_the_plain_engine_takes_its_own_precision(odd_teacher, precision):
 
 
 def test_presets_are_the_papers_experiments():
-    presets = PRESETS["naturalinversion"]
+    presets = METHODS["naturalinversion"].presets
     cifar10 = NaturalInversionConfig(**presets["cifar10"])
     cifar100 = NaturalInversionConfig(**presets["cifar100"])
     assert cifar10 == NaturalInversionConfig()

@@ -1,4 +1,4 @@
-"""Compiling a step and capturing it as a CUDA graph, and what fits when it does not.
+"""Compiling a step, and capturing it as a CUDA graph.
 
 What torch.compile generates is cached on disk, in TORCHINDUCTOR_CACHE_DIR (by default a folder of the user
 under the system's temporary one), so that a process that comes later to a node does not pay for it again;
@@ -18,8 +18,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WARM_UP_STEPS = 3
 # Each engine of a process compiles the same code for its own teacher and batch size; torch's default is 8.
 COMPILATIONS_PER_PROCESS = 64
-# What rendering takes beside a captured step, other allocations of the process, and fragments between blocks.
-USABLE_MEMORY = 0.85
 
 
 class NotCaptured(Exception):
@@ -70,30 +68,3 @@ def captured(step: Callable[[], None], rewind: Callable[[], object]) -> Callable
     except Exception as error:  # drivers may raise anything
         raise NotCaptured from error
     return graph.replay
-
-
-def fitting_batch_size(too_large: int, run: Callable[[int], None], device: torch.device) -> int | None:
-    """Returns the largest batch that should fit the GPU, from the memory that two small ones take.
-
-    `run(batch_size)` is one uncompiled step. None where it cannot be told: even those fail, or are not small.
-    """
-    if too_large < 2:
-        return None
-    small, larger = sorted({max(1, too_large // 32), max(2, too_large // 8)})
-    try:
-        few, more = (_peak_bytes(run, size, device) for size in (small, larger))
-    except Exception:  # the batch did not fit, and that is what the user must hear of
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
-    usable = USABLE_MEMORY * min(free + torch.cuda.memory_reserved(device), allowed)
-    per_image = max(1.0, (more - few) / (larger - small))
-    fitting = int(small + (usable - few) / per_image)
-    return max(1, min(fitting, too_large - 1))
-
-
-def _peak_bytes(run: Callable[[int], None], batch_size: int, device: torch.device) -> int:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    run(batch_size)
-    return torch.cuda.max_memory_allocated(device)

@@ -6,13 +6,12 @@ published class of the pyramid has two layers that it never calls, and Eq. 5 cou
 one against Table 7.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nisynth.errors import ConfigError
 from nisynth.synthesis.inversion.bn_scale import BNScale
+from nisynth.synthesis.inversion.config import check_options
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"iterations": 2000, "bn_weight": 10.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
@@ -64,15 +63,7 @@ class NaturalInversionConfig:
     select: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "latent_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"method.{name}: {getattr(self, name)} is too small; give 1 or more")
-        if self.jitter_px < 0:
-            raise ConfigError(f"method.jitter_px: {self.jitter_px} is negative; give 0 (no roll) or more")
-        for name in _RATES_AND_WEIGHTS:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"method.{name}: {value} cannot be used; give a finite number, 0 or more")
+        check_options(self, at_least_one=("iterations", "latent_dim"), not_negative=_RATES_AND_WEIGHTS)
 
 
 _RATES_AND_WEIGHTS = (

@@ -1,12 +1,16 @@
 """Generator, pyramid and scaling around one teacher: everything that is trained, and how it renders."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nisynth.synthesis.inversion.initialization import Weights, prefixed
 from nisynth.synthesis.inversion.jitter import apply_jitter
+from nisynth.synthesis.inversion.model import Acceleration, ImageModel
+from nisynth.synthesis.naturalinversion import identities
 from nisynth.synthesis.naturalinversion.config import NaturalInversionConfig
 from nisynth.synthesis.naturalinversion.generator import Generator
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid, MapSize
@@ -14,54 +18,53 @@ from nisynth.synthesis.naturalinversion.scaling import AdaptiveChannelScaling
 from nisynth.teachers import Teacher
 
 
-class Renderer(nn.Module):
-    """theta_G, theta_P and alpha of one batch. Its parameters come in this order.
+class Renderer(ImageModel):
+    """theta_G, theta_P and alpha of one batch, in this order, and its latents z."""
 
-    The weights mean nothing until `load_state_dict` fills them, in place, from a task's draws; `blank`
-    constructs one without drawing any.
-    """
+    z: Tensor
 
     def __init__(self, config: NaturalInversionConfig, teacher: Teacher, batch_size: int) -> None:
         super().__init__()
         self.config = config
+        self.differentiates_features = config.feature_gradient
         self.teacher = teacher
         taps = [MapSize(tap.channels, tap.side_px) for tap in teacher.taps]
         self.generator = Generator(teacher.num_classes, teacher.input_px, config.latent_dim)
         self.pyramid = FeatureTransferPyramid(taps, teacher.input_px, config.head)
         self.scaling = AdaptiveChannelScaling(batch_size)
+        self.register_buffer("z", torch.empty((batch_size, config.latent_dim)))
 
-    @classmethod
-    def blank(
-        cls, config: NaturalInversionConfig, teacher: Teacher, batch_size: int, device: torch.device
-    ) -> "Renderer":
-        """Returns a renderer with memory on `device` and arbitrary weights; the `meta` device has none."""
-        with torch.device("meta"):
-            renderer = cls(config, teacher, batch_size)
-        return renderer if device.type == "meta" else renderer.to_empty(device=device)
+    def forward(self, y: Tensor, jitter: Tensor | None = None, by: Acceleration | None = None) -> Tensor:
+        """Returns I_hat `(B, 3, H, W)`, normalized: Eq. 5-7, lines 5-8 of Algorithm 1. y: `(B,)` int64.
 
-    def forward(self, z: Tensor, y: Tensor, jitter: Tensor | None = None) -> Tensor:
-        """Returns I_hat `(B, 3, H, W)`, normalized: Eq. 5-7, lines 5-8 of Algorithm 1.
-
-        z is `(B, latent_dim)`, y one-hot `(B, num_classes)`. The jittered image of G feeds both the
-        teacher's features and the sum (published code); without `jitter` neither is jittered.
+        The jittered image of G feeds both the teacher's features and the sum (published code); without
+        `jitter` neither is jittered. Joining and scaling are float32 in every precision.
         """
-        x_hat = self.generator(z, y)
+        by = by or Acceleration.none(self.teacher)
+        generate, transfer, join = _operations(by)
+        y_one_hot = (y[:, None] == torch.arange(self.teacher.num_classes, device=y.device)).float()
+        with by.autocast():
+            x_hat = generate(self.generator, self.z, y_one_hot)
+        x_hat = x_hat.float()
         if jitter is not None:
             x_hat = apply_jitter(x_hat, jitter)
-        m_l = self.pyramid(self._features(x_hat))
-        i_hat: Tensor = self.scaling(self.pyramid.join(x_hat, m_l))
+        with by.autocast():
+            m_l = transfer(self.pyramid, self._features(x_hat, by))
+        i_hat: Tensor = self.scaling(join(self.pyramid, x_hat, m_l.float()))
         return i_hat
 
-    def _features(self, x_hat: Tensor) -> list[Tensor]:
+    def _features(self, x_hat: Tensor, by: Acceleration) -> list[Tensor]:
         if self.config.feature_gradient:
-            return self.teacher.features(x_hat)
+            return by.features(x_hat)
         with torch.no_grad():
-            return self.teacher.features(x_hat)
+            return by.features(x_hat)
 
     def draw_weights(self, rng: torch.Generator) -> Weights:
-        """Returns fresh weights of generator and pyramid, drawn in this order, by their full names."""
-        generator = prefixed("generator", self.generator.draw_weights(rng))
-        return generator | prefixed("pyramid", self.pyramid.draw_weights(rng))
+        """Returns a task's weights, drawn in this order: generator, pyramid, z, alpha."""
+        weights = prefixed("generator", self.generator.draw_weights(rng))
+        weights |= prefixed("pyramid", self.pyramid.draw_weights(rng))
+        weights["z"] = torch.randn(self.z.shape, generator=rng)
+        return weights | prefixed("scaling", self.scaling.draw_weights(rng))
 
     def adam_groups(self) -> list[dict[str, Any]]:
         """Returns the three parts with their learning rates, as torch's optimizers take them."""
@@ -71,3 +74,10 @@ class Renderer(nn.Module):
             {"params": list(self.pyramid.parameters()), "lr": config.lr_pyramid},
             {"params": list(self.scaling.parameters()), "lr": config.lr_alpha},
         ]
+
+
+def _operations(by: Acceleration) -> tuple[Callable[..., Tensor], ...]:
+    """Returns generator, pyramid and the joining of their images: as written, or rewritten."""
+    if by.rewrites:
+        return partial(identities.generate, layout=by.layout), identities.transfer, identities.join
+    return Generator.forward, FeatureTransferPyramid.forward, FeatureTransferPyramid.join

@@ -11,13 +11,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.engine.fast import Inversion
 from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.loop import Inversion
 from nisynth.synthesis.engine.precision import FLOAT32, Precision
 from nisynth.synthesis.engine.shortcuts import Shortcuts
-from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.renderer import Renderer
+from nisynth.synthesis.inversion import model as model_module
+from nisynth.synthesis.inversion.draws import draw
 from nisynth.teachers import load_teacher
+from tests.engines import inversion_of
 
 GPU = torch.device("cuda", 0)
 STEP = Shortcuts(compiled=False, captured=False)
@@ -45,11 +46,11 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
 
-    def blank(config, teacher, batch_size, device):
+    def blank(make, device):
         with torch.device(device):
-            return Renderer(config, teacher, batch_size)
+            return make()
 
-    monkeypatch.setattr(Renderer, "blank", staticmethod(blank))
+    monkeypatch.setattr(model_module, "blank", blank)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -63,16 +64,17 @@ def begun(monkeypatch, make_task, precision, **options):
         activations = precision.dtype != torch.float32 and not config.feature_gradient
         options = {"activations": activations, "statistics": True, "normalization": True}
         fused = FusedTeacher(teacher, precision.dtype, torch.channels_last, **options)
-        draws = draw(task, config, teacher)
+        method = inversion_of(config, teacher)
+        draws = draw(task, config, method.blank_model(8, torch.device("cpu")))
     assert fused.notes == []
     for part in (teacher.network, fused._features, fused._observing):
         to_fake_gpu(part)
     teacher.device = GPU
-    inversion = Inversion(config, teacher, fused, 8, precision, STEP)
+    inversion = Inversion(method, fused, 8, precision, STEP)
     inversion.begin(draws, torch.from_numpy(task.labels))
 
     def backward(loss):
-        for parameter in inversion.parameters():
+        for parameter in inversion.model.parameters():
             parameter.grad = torch.empty_like(parameter)
 
     monkeypatch.setattr(torch.autograd, "backward", backward)
@@ -104,7 +106,7 @@ def test_a_step_never_asks_the_gpu_for_a_number(monkeypatch, fake_gpu, make_task
 def test_a_step_that_asked_would_be_found(monkeypatch, fake_gpu, make_task):
     inversion = begun(monkeypatch, make_task, FLOAT32)
     with pytest.raises(DataDependentOutputException):
-        float(inversion.losses_at(1).total)
+        float(inversion.losses_at(1)["total"])
 
 
 def test_what_a_task_leaves_behind_stays_on_the_gpu(monkeypatch, fake_gpu, make_task):
@@ -112,4 +114,4 @@ def test_what_a_task_leaves_behind_stays_on_the_gpu(monkeypatch, fake_gpu, make_
     inversion.step()
     images = inversion.render()
     assert (images.device, images.dtype, images.shape) == (GPU, torch.float32, (8, 3, 32, 32))
-    assert {term.device for term in inversion.losses_at(1)} == {GPU}
+    assert {term.device for term in inversion.losses_at(1).values()} == {GPU}

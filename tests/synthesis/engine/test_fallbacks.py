@@ -15,8 +15,8 @@ from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig
 from nisynth.synthesis.engine import capture
-from nisynth.synthesis.engine import fast as engine_module
-from nisynth.synthesis.inversion.curve import out_of_memory
+from nisynth.synthesis.engine import loop as engine_module
+from nisynth.synthesis.inversion.memory import out_of_memory
 from nisynth.teachers import Teacher
 from tests.engines import ON_CPU, SIXTEEN_BIT, fast, synthesizers
 
@@ -102,18 +102,9 @@ def test_a_compiler_that_fails_is_done_without(odd_teacher, make_task, monkeypat
     assert note.endswith("; it runs without")
 
 
-def test_what_fits_is_unknown_where_even_small_batches_do_not(monkeypatch):
-    def full(*_):
-        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-
-    monkeypatch.setattr(capture, "_peak_bytes", full)
-    assert capture.fitting_batch_size(256, lambda size: None, torch.device("cuda")) is None
-
-
 def test_one_image_that_does_not_fit_is_told_of_no_smaller_batch(make_task):
     failure = out_of_memory(make_task(1), torch.device("cpu"))
     assert str(failure).endswith("run.batch_size 1 does not fit the memory of cpu; it needs more memory")
-    assert capture.fitting_batch_size(1, lambda size: None, torch.device("cuda")) is None
 
 
 def test_a_capture_that_fails_leaves_the_step_compiled(odd_teacher, make_task, monkeypatch):

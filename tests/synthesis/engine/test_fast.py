@@ -15,13 +15,13 @@ from torch._dynamo.backends.common import aot_autograd
 
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
-from nisynth.synthesis.engine.fast import Inversion
 from nisynth.synthesis.engine.fused import FusedTeacher
+from nisynth.synthesis.engine.loop import Inversion
 from nisynth.synthesis.engine.precision import FLOAT32, Precision
 from nisynth.synthesis.engine.shortcuts import Shortcuts
-from nisynth.synthesis.naturalinversion.draws import draw
+from nisynth.synthesis.inversion.draws import draw
 from nisynth.teachers import load_teacher
-from tests.engines import ON_CPU, SIXTEEN_BIT, fast, synthesizers
+from tests.engines import ON_CPU, SIXTEEN_BIT, fast, inversion_of, synthesizers
 
 TERMS = ("total", "ce", "r_bn", "tv", "l2")
 
@@ -75,7 +75,7 @@ def test_the_first_gradient_of_every_weight_is_the_plain_loops(odd_teacher, make
     for shortcuts in (PLAIN_STEPS, ON_CPU):
         inversion = begun(odd_teacher, task, config, shortcuts)
         inversion.step()
-        gradients.append([p.grad.clone() for p in inversion.parameters()])
+        gradients.append([p.grad.clone() for p in inversion.model.parameters()])
     for ours, wanted in zip(*reversed(gradients), strict=True):
         # A bias before a batch-mode BatchNorm has no influence; its gradient is rounding alone.
         assert float((ours - wanted).norm()) < 1e-4 * float(wanted.norm()) + 1e-3
@@ -95,8 +95,9 @@ PLAIN_STEPS = Shortcuts(
 
 def begun(teacher, task, config, shortcuts=PLAIN_STEPS, precision=FLOAT32):
     fused = FusedTeacher(teacher, folded=shortcuts.folded, statistics=shortcuts.statistics)
-    inversion = Inversion(config, teacher, fused, len(task.labels), precision, shortcuts)
-    inversion.begin(draw(task, config, teacher), torch.from_numpy(task.labels))
+    method = inversion_of(config, teacher)
+    inversion = Inversion(method, fused, len(task.labels), precision, shortcuts)
+    inversion.begin(draw(task, config, inversion.model), torch.from_numpy(task.labels))
     return inversion
 
 

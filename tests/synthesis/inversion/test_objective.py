@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.inversion.objective import KeptIterate, losses
+from nisynth.synthesis.inversion.iterate import KeptIterate
+from nisynth.synthesis.inversion.objective import image_terms, losses
 
 
 def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher):
@@ -21,14 +22,15 @@ def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher
             count += 1
         a = block(a)
     assert count == sum(isinstance(m, nn.BatchNorm2d) for m in odd_teacher.network.modules()) == 6
-    terms = losses(NaturalInversionConfig(), odd_teacher, x, torch.tensor([0, 1, 2, 3]))
-    assert float(terms.r_bn) == pytest.approx(expected, rel=1e-5)
+    terms = losses(image_terms(NaturalInversionConfig(), odd_teacher), odd_teacher, x, torch.arange(4))
+    assert float(terms["r_bn"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms(odd_teacher):
     x = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     config = NaturalInversionConfig(bn_weight=2.0, tv_weight=0.3, l2_weight=0.05)
-    total, ce, r_bn, tv, l2 = (float(t) for t in losses(config, odd_teacher, x, torch.tensor([0, 1, 2, 3])))
+    terms = losses(image_terms(config, odd_teacher), odd_teacher, x, torch.arange(4))
+    total, ce, r_bn, tv, l2 = (float(terms[name]) for name in ("total", "ce", "r_bn", "tv", "l2"))
     assert total == pytest.approx(ce + 2.0 * r_bn + 0.3 * tv + 0.05 * l2, rel=1e-6)
     assert l2 == pytest.approx(8 * float((x**2).sum().sqrt()), rel=1e-5)
 
@@ -40,7 +42,7 @@ def test_the_kept_iterate(select, expected):
     for iteration, total in enumerate([4.0, 1.5, 1.5, 3.0, 2.0], start=1):
         for parameter in theta:
             parameter.fill_(iteration)
-        kept.see(torch.tensor(total), iteration)
+        kept.consider(torch.tensor(total), iteration)
     for parameter in theta:
         parameter.fill_(-1)
     kept.restore()
@@ -53,6 +55,6 @@ def test_the_kept_iterate(select, expected):
 def test_one_loss_that_is_not_finite_is_remembered(bad):
     kept = KeptIterate([torch.zeros(2)], "best")
     for iteration, total in enumerate([4.0, bad, 1.0], start=1):
-        kept.see(torch.tensor(total), iteration)
+        kept.consider(torch.tensor(total), iteration)
     assert not kept.finite
     assert int(kept.best_iteration) == 3

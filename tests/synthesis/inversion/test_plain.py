@@ -8,8 +8,7 @@ from torch import nn
 
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
-from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.renderer import Renderer
+from tests.engines import drawn
 
 
 def synthesizer(teacher, log_every=50, **options):
@@ -76,11 +75,9 @@ def test_the_result_is_rendered_without_jitter(odd_teacher, make_task, head):
     engine = synthesizer(odd_teacher, iterations=1, head=head)
     batch = engine.synthesize(task)
     config = NaturalInversionConfig(iterations=1, latent_dim=16, head=head)
-    draws = draw(task, config, odd_teacher)
-    parts = Renderer.blank(config, odd_teacher, 5, torch.device("cpu"))
-    parts.load_state_dict(draws.weights)
+    parts, draws = drawn(task, config, odd_teacher)
     with torch.no_grad():
-        x_hat = parts.generator(draws.z, torch.eye(4)[batch.labels])
+        x_hat = parts.generator(parts.z, torch.eye(4)[batch.labels])
         f_1 = odd_teacher.network.stages[0](x_hat)
         f_2 = odd_teacher.network.stages[1](f_1)
         f_3 = odd_teacher.network.stages[2](f_2)
@@ -116,18 +113,16 @@ def run(teacher, task, **options):
 @pytest.mark.parametrize("feature_gradient", [False, True])
 def test_gradient_through_the_features_is_an_option(odd_teacher, make_task, feature_gradient):
     config = NaturalInversionConfig(latent_dim=16, iterations=1, feature_gradient=feature_gradient)
-    draws = draw(make_task(4), config, odd_teacher)
-    parts = Renderer.blank(config, odd_teacher, 4, torch.device("cpu"))
-    parts.load_state_dict(draws.weights)
-    image = parts(draws.z, torch.eye(4))
+    parts, _ = drawn(make_task(4), config, odd_teacher)
+    image = parts(torch.arange(4))
     with torch.no_grad():  # what reaches the image past the pyramid: d image / d x_hat with m_L fixed
-        x_hat = parts.generator(draws.z, torch.eye(4))
+        x_hat = parts.generator(parts.z, torch.eye(4))
         m_l = parts.pyramid(odd_teacher.features(x_hat))
     parts.generator.zero_grad()
     torch.autograd.backward(image.sum())
     actual = parts.generator.linear.weight.grad.clone()
     parts.generator.zero_grad()
-    direct = parts.scaling(parts.pyramid.join(parts.generator(draws.z, torch.eye(4)), m_l))
+    direct = parts.scaling(parts.pyramid.join(parts.generator(parts.z, torch.eye(4)), m_l))
     torch.autograd.backward(direct.sum())
     only_direct = torch.allclose(actual, parts.generator.linear.weight.grad, rtol=1e-4, atol=1e-4)
     assert only_direct is (not feature_gradient)

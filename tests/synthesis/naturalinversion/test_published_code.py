@@ -16,10 +16,9 @@ from torch import nn
 
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.inversion.jitter import apply_jitter
-from nisynth.synthesis.inversion.objective import losses
-from nisynth.synthesis.naturalinversion.draws import draw
-from nisynth.synthesis.naturalinversion.renderer import Renderer
+from nisynth.synthesis.inversion.objective import image_terms, losses
 from nisynth.teachers import load_teacher
+from tests.engines import drawn
 
 BATCH_SIZE = 4
 CONFIG = NaturalInversionConfig(rescale_priors=False)
@@ -97,15 +96,13 @@ def jittered(image, jitter):
 
 def test_same_image_and_same_loss_terms(published, published_teacher, teacher, make_task):
     task = make_task(BATCH_SIZE, num_classes=10)
-    draws = draw(task, CONFIG, teacher)
-    parts = Renderer.blank(CONFIG, teacher, BATCH_SIZE, torch.device("cpu"))
-    parts.load_state_dict(draws.weights)
+    parts, draws = drawn(task, CONFIG, teacher)
     labels = torch.from_numpy(task.labels)
     y = nn.functional.one_hot(labels, 10).float()
     for jitter_1, jitter_2 in draws.jitter[:4]:
         with torch.no_grad():
-            image = parts(draws.z, y, jitter_1)
-            expected = published_image(published, published_teacher, parts, draws.z, y, jitter_1)
+            image = parts(labels, jitter_1)
+            expected = published_image(published, published_teacher, parts, parts.z, y, jitter_1)
             assert torch.allclose(image, expected, rtol=1e-4, atol=1e-4)
 
             hook_class = script_part(
@@ -128,8 +125,8 @@ def test_same_image_and_same_loss_terms(published, published_teacher, teacher, m
                 ),
                 {"torch": torch, "inputs_jit": seen},
             )
-            terms = losses(CONFIG, teacher, apply_jitter(image, jitter_2), labels)
-        assert float(terms.ce) == pytest.approx(float(nn.CrossEntropyLoss()(logits, labels)), rel=1e-4)
-        assert float(terms.r_bn) == pytest.approx(float(sum(hook.r_feature for hook in hooks)), rel=1e-4)
-        assert float(terms.tv) == pytest.approx(float(names["loss_var"]), rel=1e-4)
-        assert float(terms.l2) == pytest.approx(float(torch.norm(seen, 2)), rel=1e-4)
+            terms = losses(image_terms(CONFIG, teacher), teacher, apply_jitter(image, jitter_2), labels)
+        assert float(terms["ce"]) == pytest.approx(float(nn.CrossEntropyLoss()(logits, labels)), rel=1e-4)
+        assert float(terms["r_bn"]) == pytest.approx(float(sum(hook.r_feature for hook in hooks)), rel=1e-4)
+        assert float(terms["tv"]) == pytest.approx(float(names["loss_var"]), rel=1e-4)
+        assert float(terms["l2"]) == pytest.approx(float(torch.norm(seen, 2)), rel=1e-4)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
-from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.teachers import load_teacher
+from tests.engines import inversion_of
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from nisynth.teachers import load_teacher
 def test_a_few_iterations(shared, make_task, arch, file, num_classes, parameters):
     teacher = load_teacher(arch=arch, weights=str(shared / "teachers" / f"{file}.safetensors"))
     config = NaturalInversionConfig(iterations=2)
-    renderer = Renderer.blank(config, teacher, 32, torch.device("meta"))
+    renderer = inversion_of(config, teacher).blank_model(32, torch.device("meta"))
     assert sum(p.numel() for p in renderer.parameters()) == parameters + 32 * 3
     batch = make_synthesizer(config, EngineConfig(), teacher).synthesize(make_task(32, num_classes))
     assert batch.images.shape == (32, 3, 32, 32)
