@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from nisynth.commits import Run
 from nisynth.commits.records import commit_key
 from nisynth.config import load_config
-from nisynth.execution.drive import plan_run
+from nisynth.execution.run import plan_run
 from nisynth.execution.schedule import Attempt, Scheduler
 from nisynth.plan import Plan
 from nisynth.storage import ObjectInfo

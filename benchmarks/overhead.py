@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -40,10 +41,10 @@ from nisynth import worker  # noqa: E402
 from nisynth.commits import Receipt, Run  # noqa: E402
 from nisynth.commits.seal import seal  # noqa: E402
 from nisynth.config import RunConfig, load_config  # noqa: E402
-from nisynth.errors import NisynthError  # noqa: E402
-from nisynth.execution.actors import Actor, Ready, Refusal  # noqa: E402
-from nisynth.execution.drive import begin  # noqa: E402
-from nisynth.progress import SilentObserver  # noqa: E402
+from nisynth.errors import NisynthError, TaskFailure  # noqa: E402
+from nisynth.execution.actors import Actor  # noqa: E402
+from nisynth.execution.events import AttemptFailed, Event, TaskDone, WorkerReady  # noqa: E402
+from nisynth.execution.run import begin, execute  # noqa: E402
 
 ACTORS = 2
 IN_FLIGHT = 2
@@ -88,7 +89,7 @@ class Stopwatch(worker._Stopwatch):
 class TimedActor(Actor):
     """The actor, with the one stage that a receipt does not time, and with the CPU time of all."""
 
-    def start(self, *arguments: Any) -> Ready | NisynthError:
+    def start(self, *arguments: Any) -> WorkerReady | NisynthError:
         worker._Stopwatch = Stopwatch  # type: ignore[misc]
         answer = super().start(*arguments)
         if self._worker is not None:
@@ -96,7 +97,7 @@ class TimedActor(Actor):
             self._worker.committed_before = self._timed_look  # type: ignore[method-assign]
         return answer
 
-    def execute(self, task: int, attempt: str) -> Receipt | Refusal:
+    def execute(self, task: int, attempt: str) -> Receipt | TaskFailure:
         answer = super().execute(task, attempt)
         if isinstance(answer, Receipt):
             return replace(answer, seconds={**answer.seconds, **self._laps.pop(task)})
@@ -113,26 +114,26 @@ class TimedActor(Actor):
 class EmptyActor(Actor):
     """An actor that says at once that the task is done."""
 
-    def start(self, *arguments: Any) -> Ready | NisynthError:
-        return Ready("nobody", "nowhere", "cpu")
+    def start(self, *arguments: Any) -> WorkerReady | NisynthError:
+        return WorkerReady(self._slot, "nobody", "nowhere", "cpu")
 
-    def execute(self, task: int, attempt: str) -> Receipt | Refusal:
+    def execute(self, task: int, attempt: str) -> Receipt | TaskFailure:
         return empty_receipt(task, attempt)
 
 
-class Watch(SilentObserver):
+class Watch:
     """Remembers the receipts and when they came."""
 
     def __init__(self) -> None:
         self.receipts: list[Receipt] = []
         self.moments_s: list[float] = []
 
-    def task_done(self, receipt: Receipt) -> None:
-        self.receipts.append(receipt)
-        self.moments_s.append(time.perf_counter())
-
-    def task_failed(self, task: int, kind: str, message: str, attempt: str) -> None:
-        raise RuntimeError(f"task {task} failed: {message}")
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TaskDone):
+            self.receipts.append(event.receipt)
+            self.moments_s.append(time.perf_counter())
+        elif isinstance(event, AttemptFailed):
+            raise RuntimeError(f"task {event.attempt.task} failed: {event.message}")
 
     @property
     def ms_per_task(self) -> float:
@@ -193,11 +194,10 @@ def measure_on(url: str, config: RunConfig) -> tuple[dict[str, list[float]], flo
 
 def drive(config: RunConfig, run: Run, actor: type[Actor]) -> Watch:
     """Executes the run by the product's driver, with actors of this class."""
-    from nisynth.execution import ray as ray_executor
+    from nisynth.execution.ray import ray_crew
 
     watch = Watch()
-    with patch.object(ray_executor, "Actor", actor):
-        ray_executor.execute(config, run, watch)
+    execute(config, run, watch, "ray", open_crew=partial(ray_crew, actor=actor))
     return watch
 
 

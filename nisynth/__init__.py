@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nisynth.dataset import open_dataset
-    from nisynth.execution.drive import run
+    from nisynth.execution.run import run
     from nisynth.teachers import load_teacher
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["__version__", "load_teacher", "open_dataset", "run"]
 _HOMES = {
     "load_teacher": "nisynth.teachers",
     "open_dataset": "nisynth.dataset",
-    "run": "nisynth.execution.drive",
+    "run": "nisynth.execution.run",
 }
 
 

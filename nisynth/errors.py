@@ -5,7 +5,33 @@ The command line prints the message and exits with `exit_code`; a traceback is o
 exception from outside this tree, which is a bug of ours (exit code 70).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+FailureKind = Literal["not_finite", "quality_gate", "out_of_memory", "raised", "storage"]
+"""How one attempt at a task failed, in a worker that lives on.
+
+`not_finite`: a loss or a pixel. `quality_gate`: the teacher recognises too few of the images. `raised`: any
+exception of anyone's code. `storage`: the store failed the worker, which says nothing against the task.
+"""
+
+LossKind = Literal[
+    "worker_died",
+    "deadline",
+    "sick",
+    "start_failed",
+    "storage",
+    "preempted",
+    "node_died",
+    "node_memory",
+    "unavailable",
+]
+"""How a worker was lost, with what it was doing.
+
+`worker_died`: its process ended. `deadline`, `sick`: killed by the driver, for a task that took too long or
+for task after task that failed on it. `start_failed`, `storage`: it never was ready, the latter because it
+could not read what it needs. `preempted`, `node_died`, `node_memory` (ended by its node for want of memory),
+`unavailable`: the machine's doing.
+"""
 
 
 class NisynthError(Exception):
@@ -45,19 +71,25 @@ class DataError(NisynthError):
 class TaskFailure(NisynthError):
     """One attempt at a task failed; `kind` says why, in one of the words the driver counts by.
 
-    Kinds that burn the task's budget: `not_finite`, `quality_gate`, `out_of_memory`, `raised`.
+    Kinds that count against the task: `not_finite`, `quality_gate`, `out_of_memory`, `raised`.
     trace: the traceback of what was raised, for the quarantine record; empty where the message is all.
+    Travels between processes as a value: it holds nothing but strings.
     """
 
     exit_code = 4
 
-    def __init__(self, kind: str, message: str, trace: str = "") -> None:
+    def __init__(self, kind: FailureKind, message: str, trace: str = "") -> None:
         super().__init__(message)
         self.kind = kind
         self.trace = trace
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.kind, str(self), self.trace)
+
+    @property
+    def text(self) -> str:
+        """The message, and below it the traceback where there is one."""
+        return f"{self}\n{self.trace}" if self.trace else str(self)
 
 
 class BudgetExceeded(NisynthError):

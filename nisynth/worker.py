@@ -21,7 +21,7 @@ from nisynth import __version__
 from nisynth.batch import ImageBatch
 from nisynth.commits import Commit, Outcome, Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import NisynthError, PlanMismatch, TaskFailure, one_line
+from nisynth.errors import NisynthError, PlanMismatch, Stopped, StorageError, TaskFailure, one_line
 from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
@@ -61,6 +61,28 @@ class Worker:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+    @property
+    def iterations(self) -> int:
+        """The iterations of one task."""
+        return self.config.method.iterations
+
+    def attempt(self, index: int, attempt: str, on_step: StepCallback | None = None) -> Receipt | TaskFailure:
+        """Returns the receipt of one attempt at task `index`, or why it failed; raises nothing but Stopped.
+
+        It looks for another's commit first. Whatever goes wrong is the attempt's failure, also outside of
+        the synthesis: nothing that one task does ends a worker that could do the others.
+        """
+        try:
+            return self.committed_before(index, attempt) or self.execute(index, attempt, on_step)
+        except Stopped:
+            raise
+        except TaskFailure as failure:
+            return failure
+        except StorageError as error:
+            return TaskFailure("storage", str(error))
+        except Exception as error:
+            return TaskFailure("raised", f"task {index}: {one_line(error)}", traceback.format_exc())
 
     def committed_before(self, index: int, attempt: str) -> Receipt | None:
         """Returns a receipt without seconds for a task that somebody committed, None for an open one.

@@ -23,8 +23,8 @@ LAYERS = [
     ["worker"],
     ["execution.schedule", "consumers"],
     ["evaluation"],
-    ["execution.local", "execution.ray", "execution.actors"],
-    ["execution.drive"],
+    ["execution.drive", "execution.local", "execution.ray", "execution.actors", "execution.virtual"],
+    ["execution.run"],
     ["execution.submit"],
     ["cli", "__main__"],
 ]

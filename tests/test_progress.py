@@ -4,22 +4,29 @@ import io
 import os
 import pty
 import re
+import sys
 import threading
+import types
 from typing import Any
 
 import pytest
 
 from nisynth.commits import Receipt
-from nisynth.progress import (
-    Observer,
-    PlainObserver,
-    Rate,
-    SilentObserver,
-    format_rate,
-    format_seconds,
-    make_observer,
+from nisynth.errors import FailureKind
+from nisynth.execution.events import (
+    AttemptFailed,
+    Ended,
+    Listed,
+    Note,
+    ShardsChecked,
+    Stepped,
+    TaskDone,
+    TaskQuarantined,
+    WorkerLost,
 )
-from nisynth.progress.terminal import TerminalObserver
+from nisynth.execution.ledger import Attempt
+from nisynth.progress import PlainLines, Rate, format_rate, format_seconds, make_progress
+from nisynth.progress.terminal import TerminalDisplay
 
 
 class Clock:
@@ -39,9 +46,18 @@ class Terminal(io.StringIO):
         return True
 
 
-def receipt(task: int, outcome: Any = "mine", rows: int = 32) -> Receipt:
+def done(task: int, outcome: Any = "mine", rows: int = 32) -> TaskDone:
     seconds = {"synthesize": 1.0}
-    return Receipt(task, "attempt", outcome, rows, seconds, figures={}, worker="w")
+    receipt = Receipt(task, "attempt", outcome, rows, seconds, figures={}, worker="w")
+    return TaskDone(Attempt("attempt", task, 0), receipt)
+
+
+def step(task: int, iteration: int, iterations: int = 100, slot: int = 0, **losses: float) -> Stepped:
+    return Stepped(slot, task, iteration, iterations, losses)
+
+
+def failed(task: int, kind: FailureKind, message: str) -> AttemptFailed:
+    return AttemptFailed(Attempt("attempt", task, 0), kind, message)
 
 
 @pytest.mark.parametrize(
@@ -93,41 +109,95 @@ def test_rate_is_that_of_the_session() -> None:
 
 def test_plain_lines_of_a_small_run() -> None:
     stream, clock = io.StringIO(), Clock()
-    observer = PlainObserver(stream, clock=clock)
-    observer.started(4, 1, 128)
-    observer.step(1, 0, 100, {})
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(4, 1, 128))
+    tell(step(1, 0))
     clock.now_s += 4
-    observer.step(1, 50, 100, {"iteration": 50, "total": 12.345, "ce": 0.0123})
+    tell(Stepped(0, 1, 50, 100, {"iteration": 50, "total": 12.345, "ce": 0.0123}))
     clock.now_s += 6
-    observer.step(1, 75, 100, {"total": 9.0})
+    tell(step(1, 75, total=9.0))
     clock.now_s += 6
-    observer.task_done(receipt(1))
-    observer.note("another driver is at work here")
-    observer.task_failed(2, "not_finite", "task 2: the loss is nan\nTraceback ...", "attempt")
+    tell(done(1))
+    tell(Note("another driver is at work here"))
+    tell(failed(2, "not_finite", "task 2: the loss is nan\nTraceback ..."))
     clock.now_s += 16
-    observer.task_done(receipt(2))
+    tell(done(2))
     clock.now_s += 16
-    observer.task_done(receipt(3))
-    observer.finished()
+    tell(done(3))
+    tell(Ended())
     assert stream.getvalue().splitlines() == [
         "4 tasks, 128 images; 1 done before",
-        "task 1: iteration 75/100, total 9; 1/4 tasks, 43%, 2.40 images/s, ETA 30s",
-        "task 1 done; 2/4 tasks, 50%, 2.00 images/s, ETA 32s",
+        "task 1: iteration 75/100, total 9; 1/4 tasks, 43%, 1.33 images/s, ETA 54s",
+        "task 1 done; 2/4 tasks, 50%, 1.33 images/s, ETA 48s",
         "another driver is at work here",
         "task 2 failed (not_finite): the loss is nan",
-        "task 2 done; 3/4 tasks, 75%, 2.00 images/s, ETA 16s, 1 failure",
-        "task 3 done; 4/4 tasks, 100%, 2.00 images/s, 1 failure",
+        "task 2 done; 3/4 tasks, 75%, 1.71 images/s, ETA 19s, 1 failure",
+        "task 3 done; 4/4 tasks, 100%, 1.82 images/s, 1 failure",
     ]
+
+
+def test_a_start_that_takes_long_is_not_in_the_rate() -> None:
+    """Workers load for 3 minutes, the first step compiles for another; then 4 batches take 40 s each."""
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(100, 0, 25_600))
+    clock.now_s += 180
+    for slot in range(4):
+        tell(step(slot, 0, slot=slot))
+    clock.now_s += 60
+    tell(step(0, 25, total=1.0))
+    assert stream.getvalue().splitlines()[-1].endswith("; 0/100 tasks, 0%, ETA unknown")
+    for task in range(100):
+        clock.now_s += 10
+        tell(done(task, rows=256))
+    rates = [float(rate) for rate in re.findall(r"([\d.]+) images/s", stream.getvalue())]
+    assert len(rates) == 100
+    assert min(rates[4:]) >= 24.3
+    assert set(rates[20:]) == {25.6}
+
+
+def test_the_rate_is_that_of_the_last_minutes() -> None:
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(100, 0, 25_600))
+    for task in range(40):  # ten workers at first, one later
+        clock.now_s += 1 if task < 20 else 10
+        tell(done(task, rows=256))
+    assert "1%, ETA unknown" in stream.getvalue().splitlines()[1]
+    assert "20%, 256 images/s, ETA 1m20s" in stream.getvalue().splitlines()[20]
+    assert stream.getvalue().splitlines()[-1].endswith("40%, 25.6 images/s, ETA 10m00s")
+
+
+def test_work_whose_steps_are_minutes_apart_has_a_rate() -> None:
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(4, 0, 128))
+    for iteration in range(10, 60, 10):
+        clock.now_s += 500
+        tell(step(0, iteration, total=1.0))
+    assert stream.getvalue().splitlines()[-1].endswith("0/4 tasks, 12%, 0.38 images/min, ETA 4h52m")
+
+
+def test_a_step_that_is_no_further_is_no_line() -> None:
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(4, 0, 128))
+    for _ in range(30):
+        clock.now_s += 11
+        tell(step(1, 50, total=3.0))
+    assert len(stream.getvalue().splitlines()) == 2
+    tell(step(1, 51, total=3.0))
+    assert len(stream.getvalue().splitlines()) == 3
 
 
 def test_plain_lines_stay_few_in_a_large_run() -> None:
     stream, clock = io.StringIO(), Clock()
-    observer = PlainObserver(stream, clock=clock)
-    observer.started(10_000, 0, 320_000)
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(10_000, 0, 320_000))
     for task in range(10_000):
         clock.now_s += 0.1
-        observer.step(task, 1, 1, {"total": 1.0})
-        observer.task_done(receipt(task))
+        tell(step(task, 1, 1, total=1.0))
+        tell(done(task))
     lines = stream.getvalue().splitlines()
     assert sum(" done; " in line for line in lines) == 100
     assert sum("iteration" in line for line in lines) == 99  # 1,000 s, one in 10 s
@@ -136,34 +206,55 @@ def test_plain_lines_stay_few_in_a_large_run() -> None:
 
 def test_tasks_of_others_count_as_done_but_not_as_speed() -> None:
     stream, clock = io.StringIO(), Clock()
-    observer = PlainObserver(stream, clock=clock)
-    observer.started(8, 0, 256)
-    clock.now_s += 32
-    observer.task_done(receipt(0))
-    observer.task_done(receipt(0, "other"))
-    observer.task_done(receipt(1, "other"))
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(8, 0, 256))
+    tell(step(0, 50))
+    clock.now_s += 16
+    tell(done(0))
+    tell(done(0, "other"))
+    tell(done(1, "other"))
     assert stream.getvalue().splitlines()[-1] == "task 1 done; 2/8 tasks, 25%, 1.00 images/s, ETA 3m12s"
-    observer.started(8, 6, 256)
-    observer.task_done(receipt(7))
-    assert stream.getvalue().splitlines()[1:][-1] == "task 7 done; 7/8 tasks, 87%, 2.00 images/s, ETA 16s"
+    tell(Listed(8, 6, 256))
+    tell(done(7))
+    assert stream.getvalue().splitlines()[-1] == "task 7 done; 7/8 tasks, 87%, 3.00 images/s, ETA 11s"
+
+
+def test_what_a_lost_worker_was_at_is_not_done() -> None:
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, clock=clock)
+    tell(Listed(4, 0, 128))
+    tell(step(0, 99, slot=0))
+    tell(step(1, 99, slot=1))
+    tell(WorkerLost(0, "node_died", "node a1 is gone", "h/1"))
+    tell(WorkerLost(1, "worker_died", "exit code 139\nmore", "h/2", given_up=True))
+    tell(TaskQuarantined(3, "raised", "ValueError: no\nTraceback ..."))
+    clock.now_s += 30
+    tell(done(2))
+    assert stream.getvalue().splitlines()[1:] == [
+        "h/1 is gone (node_died): node a1 is gone",
+        "h/2 is gone (worker_died): exit code 139; its slot is given up",
+        "task 3 is quarantined: raised: ValueError: no",
+        "task 2 done; 1/4 tasks, 25%, ETA unknown",
+    ]
 
 
 def test_plain_lines_carry_no_control_codes() -> None:
     stream = io.StringIO()
-    observer = PlainObserver(stream)
-    observer.task_failed(0, "raised", "\x1b[31mred\x07", "attempt")
-    observer.note("two\nlines")
+    tell = PlainLines(stream)
+    tell(failed(0, "raised", "\x1b[31mred\x07"))
+    tell(Note("two\nlines"))
     assert stream.getvalue() == "task 0 failed (raised):  [31mred \ntwo lines\n"
 
 
 def test_plain_lines_of_a_verification() -> None:
     stream, clock = io.StringIO(), Clock()
-    observer = PlainObserver(stream, "shards", clock)
+    tell = PlainLines(stream, "shards", clock)
     for number in range(1, 501):
-        observer.checked(number, 500)
+        tell(ShardsChecked(number, 500))
         clock.now_s += 0.01
     lines = stream.getvalue().splitlines()
     assert len(lines) == 100
+    assert lines[9] == "50/500 shards, 10%, ETA unknown"  # half a second says nothing of speed
     assert lines[49] == "250/500 shards, 50%, 100 shards/s, ETA 2.5s"
     assert lines[-1] == "500/500 shards, 100%, 100 shards/s"
 
@@ -179,38 +270,40 @@ def display(stream: Terminal) -> str:
 def test_the_display_shows_bar_batches_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     stream, clock = Terminal(), Clock()
-    observer = TerminalObserver(stream, clock=clock)
+    tell = TerminalDisplay(stream, clock=clock)
     try:
-        observer.started(1000, 200, 256_000)
+        tell(Listed(1000, 200, 256_000))
+        for task in range(200, 206):
+            tell(step(task, 500, 2000))
         clock.now_s += 100
         for task in range(200, 206):
-            observer.step(task, 1000, 2000, {"total": 3.21})
-        observer.task_failed(206, "out_of_memory", "task 206: [CUDA] wants 3 GiB", "attempt")
-        observer.note("[bold]a note[/bold] about /a/path")
+            tell(step(task, 1000, 2000, total=3.21))
+        tell(failed(206, "out_of_memory", "task 206: [CUDA] wants 3 GiB"))
+        tell(Note("[bold]a note[/bold] about /a/path"))
         display(stream)
     finally:
-        observer.finished()
-        observer.note("200 tasks done")
+        tell(Ended())
+        tell(Note("200 tasks done"))
     text = display(stream)
-    assert "200/1,000 tasks, 20%, 7.68 images/s, ETA 7h23m, 1 failure" in text
+    assert "200/1,000 tasks, 20%, 3.84 images/s, ETA 14h46m, 1 failure" in text
     assert "task 203: iteration 1,000/2,000, total 3.21" in text
     assert "task 204" not in text
     assert "and 2 more" in text
     assert text.rstrip().endswith("200 tasks done")
-    observer.step(206, 1, 2000, {})
-    observer.finished()
+    tell(step(206, 1, 2000))
+    tell(Ended())
     assert display(stream) == ""
 
 
 def test_notes_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal()
-    observer = TerminalObserver(stream)
+    tell = TerminalDisplay(stream)
     path = "/a/rather/long/path/that/does/not/fit/on/forty/columns"
-    observer.note(f"[bold]kept[/bold] {path}")
+    tell(Note(f"[bold]kept[/bold] {path}"))
     assert f"[bold]kept[/bold] {path}\n" in display(stream)
-    observer.task_failed(1, "raised", "[red]no[/red]", "attempt")
-    observer.finished()
+    tell(failed(1, "raised", "[red]no[/red]"))
+    tell(Ended())
     assert "task 1 failed (raised): [red]no[/red]" in display(stream)
 
 
@@ -218,13 +311,10 @@ def test_a_real_terminal_gets_the_display_and_its_cursor_back(monkeypatch: pytes
     monkeypatch.setenv("TERM", "xterm")
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as stream:
-        observer = make_observer(stream)
-        assert isinstance(observer, TerminalObserver)
-        observer.started(2, 0, 64)
-        observer.task_done(receipt(0))
-        observer.task_done(receipt(1))
-        observer.finished()
-        observer.note("complete")
+        tell = make_progress(stream)
+        assert isinstance(tell, TerminalDisplay)
+        for event in (Listed(2, 0, 64), done(0), done(1), Ended(), Note("complete")):
+            tell(event)
         stream.flush()
         text = b""
         while b"complete" not in text:
@@ -237,31 +327,35 @@ def test_a_real_terminal_gets_the_display_and_its_cursor_back(monkeypatch: pytes
 def test_what_is_no_capable_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     monkeypatch.setenv("TERM", term)
     stream = Terminal() if term == "dumb" else io.StringIO()
-    assert isinstance(make_observer(stream), PlainObserver)
+    assert isinstance(make_progress(stream), PlainLines)
 
 
-def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    make_observer().note("here")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "here\n")
+def test_stderr_is_the_default_and_stdout_in_a_notebook(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_progress()(Note("here"))
+    assert capsys.readouterr() == ("", "here\n")
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    make_progress()(Note("there"))
+    assert capsys.readouterr() == ("there\n", "")
 
 
-@pytest.mark.parametrize("kind", [SilentObserver, PlainObserver, TerminalObserver])
-def test_every_observer_bears_several_threads(kind: Any) -> None:
+@pytest.mark.parametrize("kind", [PlainLines, TerminalDisplay])
+def test_progress_may_be_told_of_by_several_threads(kind: Any) -> None:
     stream = Terminal()
-    observer: Observer = kind() if kind is SilentObserver else kind(stream)
-    observer.started(400, 0, 12_800)
+    tell = kind(stream)
+    tell(Listed(400, 0, 12_800))
 
     def work(first: int) -> None:
         for task in range(first, first + 100):
-            observer.step(task, 1, 2, {"total": 1.0})
-            observer.task_done(receipt(task))
+            tell(step(task, 1, 2, total=1.0))
+            tell(done(task))
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 400, 100)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    observer.checked(400, 400)
-    observer.finished()
-    assert ("400/400 tasks" in display(stream)) == (kind is not SilentObserver)
+    tell(ShardsChecked(400, 400))
+    tell(Ended())
+    assert "400/400 tasks" in display(stream)

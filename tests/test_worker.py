@@ -11,7 +11,7 @@ import pytest
 from nisynth.commits import Run
 from nisynth.config import RunConfig
 from nisynth.errors import NisynthError, PlanMismatch, TaskFailure
-from nisynth.execution.drive import begin
+from nisynth.execution.run import begin
 from nisynth.storage import open_store
 from nisynth.worker import Worker
 from tests.tiny import keys, tiny_config

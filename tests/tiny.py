@@ -13,7 +13,7 @@ from nisynth.batch import ImageBatch, Task
 from nisynth.commits import Commit, Run
 from nisynth.commits.records import shard_key
 from nisynth.config import RunConfig, load_config
-from nisynth.execution.drive import plan_run
+from nisynth.execution.run import plan_run
 from nisynth.plan import Plan
 from nisynth.shards import OutputConfig, encode
 from nisynth.storage import Store

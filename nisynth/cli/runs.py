@@ -14,8 +14,10 @@ from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
 from nisynth.config import RunConfig, load_config
 from nisynth.errors import ConfigError
-from nisynth.execution import COMPLETE, PARTIAL, drive
-from nisynth.progress import format_seconds, make_observer, printable
+from nisynth.execution import COMPLETE, PARTIAL
+from nisynth.execution.run import plan_run
+from nisynth.execution.run import run as carry_out
+from nisynth.progress import format_seconds, make_progress, printable, shown_shards
 from nisynth.storage import open_store
 from nisynth.teachers import architectures
 
@@ -47,7 +49,7 @@ def plan(
 ) -> None:
     """Say what a run would do: tasks, images, bytes, fingerprint. Reads the weights once; needs no GPU."""
     resolved = load_config(config, set_)
-    planned = drive.plan_run(resolved)
+    planned = plan_run(resolved)
     facts: dict[str, Any] = {
         "tasks": planned.num_tasks,
         "images": planned.num_images,
@@ -84,12 +86,12 @@ def run(
     resolved = load_config(config, overrides)
     if not as_json:
         _note_last_batch(resolved)
-    report = drive.run(
+    report = carry_out(
         resolved,
         store,
         executor="ray" if executor == "ray" else "local",
         address=address,
-        observer=make_observer(),
+        listeners=[make_progress()],
     )
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
@@ -138,10 +140,9 @@ def verify(
 
     A run that is not complete is no problem, unless you ask for --complete.
     """
-    observer = make_observer(unit="shards")
     run = Run.open(open_store(url))
-    verdict = audit.verify(run, deep, observer.checked)
-    observer.finished()
+    with shown_shards() as show:
+        verdict = audit.verify(run, deep, show)
     if as_json:
         problems = [dataclasses.asdict(problem) for problem in verdict.problems]
         document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "complete": verdict.complete}
@@ -173,9 +174,8 @@ def redo(
     if not bad:
         removed = audit.redo(opened, task)
     else:
-        observer = make_observer(unit="shards")
-        verdict, removed = audit.redo_bad(opened, observer.checked)
-        observer.finished()
+        with shown_shards() as show:
+            verdict, removed = audit.redo_bad(opened, show)
         if not verdict.problems:
             out.print(f"nothing is bad in {verdict.checked:,} committed tasks; nothing was changed")
             return

@@ -18,7 +18,7 @@ from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
-from nisynth.progress import format_seconds, make_observer, printable
+from nisynth.progress import format_seconds, printable, shown_shards
 from nisynth.progress.rates import format_failure
 from nisynth.storage import open_store
 
@@ -46,18 +46,11 @@ def pull(
     as_json: JsonOption = False,
 ) -> int:
     """Copy a run into a local folder, each shard checked against its commit. Run it again to resume."""
-    observer = make_observer(unit="shards")
     began_s = time.monotonic()
-    try:
+    with shown_shards() as show:
         done = pull_run(
-            open_store(url),
-            folder,
-            workers=workers,
-            allow_partial=allow_partial,
-            on_checked=observer.checked,
+            open_store(url), folder, workers=workers, allow_partial=allow_partial, on_checked=show
         )
-    finally:
-        observer.finished()
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(done)), ensure_ascii=True)
     else:

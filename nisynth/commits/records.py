@@ -166,8 +166,8 @@ def _is_number(value: object) -> bool:
 class Receipt:
     """What a worker returns for an attempt: a few hundred bytes, never images.
 
-    seconds: by stage (`synthesize`, `encode`, `put`, `commit`). commit: the full record, only in
-    `single_writer` mode, where the driver creates it.
+    seconds: by stage (`synthesize`, `judge`, `encode`, `put`, `commit`); empty where nothing was computed.
+    commit: the full record, only in `single_writer` mode, where the driver creates it.
     """
 
     task: int
@@ -178,3 +178,13 @@ class Receipt:
     figures: dict[str, Any]
     worker: str
     commit: Commit | None = None
+
+    @property
+    def compute_s(self) -> float | None:
+        """The seconds that the task held the worker's compute; None where it was committed already.
+
+        Deadlines and stragglers go by these alone: uploads overlap the next task's compute.
+        """
+        if not self.seconds:
+            return None
+        return self.seconds.get("synthesize", 0.0) + self.seconds.get("judge", 0.0)

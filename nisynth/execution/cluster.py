@@ -1,12 +1,10 @@
-"""What the Ray driver stands on: a connection to a cluster, and a listing of the run beside the loop."""
+"""A connection to a Ray cluster: joined where one answers, else one of this machine's own."""
 
 import logging
 import os
-import queue
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +13,9 @@ import ray
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 
-from nisynth.commits import Run
-from nisynth.errors import ConfigError, StorageError
+from nisynth.errors import ConfigError
 from nisynth.execution import ExecutionConfig
 
-RELIST_S = 30.0
 ANSWER_S = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -133,35 +129,3 @@ def resources() -> dict[str, float]:
     """Returns the CPUs and GPUs of all nodes, in use or not."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return {name: total.get(name, 0.0) for name in ("CPU", "GPU")}
-
-
-class Listing:
-    """The tasks that are committed, listed again and again in a thread: a million take a minute to list."""
-
-    def __init__(self, run: Run, every_s: float = RELIST_S) -> None:
-        self._run = run
-        self._every_s = every_s
-        self._found: queue.SimpleQueue[set[int] | StorageError] = queue.SimpleQueue()
-        self._due_s = time.monotonic() + every_s
-        self._thread: threading.Thread | None = None
-
-    def now(self) -> tuple[set[int], set[int]]:
-        """Returns the committed and the quarantined tasks. Raises StorageError."""
-        return self._run.committed(), self._run.quarantined()
-
-    def fresh(self) -> Iterator[set[int] | StorageError]:
-        """Yields what was listed since the last call, or why it could not be; never waits for it."""
-        while not self._found.empty():
-            self._due_s = time.monotonic() + self._every_s
-            yield self._found.get()
-        idle = self._thread is None or not self._thread.is_alive()
-        if idle and time.monotonic() >= self._due_s:
-            # A daemon: a store that does not answer must not hold up the end of the run.
-            self._thread = threading.Thread(target=self._list, daemon=True)
-            self._thread.start()
-
-    def _list(self) -> None:
-        try:
-            self._found.put(self._run.committed())
-        except StorageError as error:
-            self._found.put(error)

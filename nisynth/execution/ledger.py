@@ -9,18 +9,20 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from nisynth.errors import FailureKind, LossKind
+
 OPEN, TRIED, QUARANTINED, COMMITTED = range(4)
 
-NUMERIC = frozenset({"not_finite", "quality_gate"})
+NUMERIC: frozenset[FailureKind | LossKind] = frozenset({"not_finite", "quality_gate"})
 """Failures that come out the same every time, since the seed is fixed."""
 
-FAULTS = frozenset({"out_of_memory", "raised"})
+FAULTS: frozenset[FailureKind | LossKind] = frozenset({"out_of_memory", "raised"})
 """Failures that may be the task's or the worker's: a GPU whose context is broken raises for ever."""
 
 APPLICATION = NUMERIC | FAULTS
 """Failures that count towards a task's quarantine. Any other kind is the machinery's."""
 
-DEATHS = frozenset({"worker_died", "deadline"})
+DEATHS: frozenset[FailureKind | LossKind] = frozenset({"worker_died", "deadline"})
 """Ends of a worker that its computing task may have caused."""
 
 
@@ -35,9 +37,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong once: rules go by `kind`, people by `message`, which may hold a traceback."""
+    """One failed attempt: rules go by `kind`, people by `message`, which may hold a traceback."""
 
-    kind: str
+    kind: FailureKind | LossKind
     message: str
     slot: int
 
@@ -55,7 +57,7 @@ class Record:
         """Where the task failed."""
         return {failure.slot for failure in self.failures}
 
-    def count(self, kinds: frozenset[str]) -> int:
+    def count(self, kinds: frozenset[FailureKind | LossKind]) -> int:
         """Returns how many of its failures are of these kinds."""
         return sum(failure.kind in kinds for failure in self.failures)
 
@@ -155,6 +157,14 @@ class Ledger:
         return True
 
     def _route(self, task: int) -> None:
+        """Decides where a task goes that no attempt is at work on any more.
+
+        One that is settled is forgotten, so that records are only kept of what is in flight or failed. Of
+        the others, one with too many failures is condemned, and the rest are tried again: behind all other
+        retries, since its next attempt may be better on another worker or later, or before them all where
+        the task may have killed a worker. Such a task is the sooner cleared, or condemned, the fewer
+        workers it meets, and every worker it kills brings a slot nearer to being given up.
+        """
         record = self.records.get(task)
         if record is None or record.attempts:
             return
@@ -163,7 +173,6 @@ class Ledger:
         elif self._is_hopeless(record):
             self.condemned[task] = record.failures
         elif record.count(DEATHS):
-            # First in line: soon cleared, or condemned before it costs a slot its place.
             self.retries = {task: None} | self.retries
         else:
             self.retries[task] = None

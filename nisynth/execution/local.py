@@ -1,108 +1,74 @@
-"""The local executor: one worker in this process, task after task, by the Ray driver's scheduler."""
+"""The local crew: one worker in this process, task after task.
+
+It computes where it is waited for, so Ctrl-C and SIGTERM end it in the middle of a task.
+"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import ConfigError, TaskFailure
-from nisynth.execution.schedule import Attempt, Failure, Rules, Scheduler
-from nisynth.progress import Observer
+from nisynth.errors import ConfigError, StorageError
+from nisynth.execution.events import AttemptFailed, Report, Stepped, TaskDone, WorkerLost, WorkerReady
+from nisynth.execution.ledger import Attempt
 from nisynth.worker import Worker
 
-RELIST_S = 30.0
+POLL_S = 1.0
 
 
-def execute(config: RunConfig, run: Run, observer: Observer, address: str | None = None) -> int:
-    """Executes every task that has no commit yet and returns how many it committed.
-
-    Raises ConfigError for an address, and what the scheduler or the worker raise to end a
-    run early: BudgetExceeded, TaskFailure (the canary), StorageError, Stopped.
-    """
+@contextmanager
+def local_crew(config: RunConfig, run: Run, address: str | None = None) -> Iterator["LocalCrew"]:
+    """Gives the crew of a run in this process. Raises ConfigError for an address."""
     if address is not None:
         raise ConfigError(f"address {address!r}: the local executor joins no cluster; use --executor ray")
-    worker = Worker(config, run.plan.fingerprint, run.store.url)
-    if config.execution.workers > 1:
-        observer.note("the local executor is one worker; --executor ray runs execution.workers of them")
-    rules = Rules(
-        max_failed_tasks=config.execution.max_failed_tasks, in_flight=1, slot_failures=run.plan.num_tasks
-    )
-    # Another driver on the same URL walks the tasks in another order.
-    scheduler = Scheduler(run.plan.num_tasks, 1, rules, seed=time.time_ns(), now_s=time.monotonic())
-    scheduler.joined(0, time.monotonic())
-    _relist(scheduler, run)
-    observer.started(run.plan.num_tasks, scheduler.num_committed, run.plan.num_images)
-    told: set[str] = set()
-    executed, listed_s = 0, time.monotonic()
-    while not scheduler.done:
-        scheduler.check(time.monotonic())
-        if time.monotonic() - listed_s > RELIST_S:
-            _relist(scheduler, run)
-            listed_s = time.monotonic()
-        for attempt in scheduler.assign(time.monotonic()):
-            executed += _attempt(attempt, worker, scheduler, run, observer, told)
-        for task, failures in list(scheduler.condemned.items()):
-            give_up(run, scheduler, task, failures, observer)
-    scheduler.check(time.monotonic())
-    return executed
+    yield LocalCrew(config, run)
 
 
-def give_up(run: Run, scheduler: Scheduler, task: int, failures: list[Failure], observer: Observer) -> None:
-    """Quarantines a task in storage and tells the scheduler, unless it turns out to be committed."""
-    records = [{"kind": f.kind, "message": f.message, "slot": f.slot} for f in failures]
-    if run.quarantine(task, records):
-        scheduler.quarantined([task])
-        observer.note(
-            f"task {task} is quarantined: {failures[-1].kind}: {failures[-1].message.splitlines()[0]}"
-        )
-    else:
-        scheduler.committed([task], time.monotonic())
+class LocalCrew:
+    """One worker, in slot 0."""
 
+    def __init__(self, config: RunConfig, run: Run) -> None:
+        self._config, self._run = config, run
+        self._worker: Worker | None = None
+        self._starting = False
+        self._attempt: Attempt | None = None
 
-def tell_engine(receipt: Receipt, told: set[str], observer: Observer) -> None:
-    """Notes, once a worker, which engine it runs, in how much GPU memory, and what it falls short of."""
-    figures = receipt.figures
-    if receipt.outcome == "other" or receipt.worker in told or "engine" not in figures:
-        return
-    told.add(receipt.worker)
-    memory = figures.get("gpu_memory_bytes")
-    size = f", {memory / 2**30:.1f} GiB of GPU memory" if memory else ""
-    notes = "".join(f"; {note}" for note in figures.get("engine_notes", ()))
-    observer.note(f"worker {receipt.worker}: engine {figures['engine']}{size}{notes}")
+    def start(self, slot: int) -> None:
+        self._starting = True
 
+    def submit(self, attempt: Attempt) -> None:
+        self._attempt = attempt
 
-def _attempt(
-    attempt: Attempt, worker: Worker, scheduler: Scheduler, run: Run, observer: Observer, told: set[str]
-) -> bool:
-    """Carries out one attempt; True when this one committed its task."""
-    iterations = worker.config.method.iterations
+    def wait(self, hear: Callable[[Report], None]) -> None:
+        """Starts the worker, or carries out what was submitted."""
+        if self._starting:
+            self._starting = False
+            hear(self._started())
+        elif self._attempt is not None and self._worker is not None:
+            attempt, self._attempt = self._attempt, None
+            hear(self._carry_out(attempt, self._worker, hear))
+        else:
+            time.sleep(POLL_S)
 
-    def on_step(iteration: int, losses: Mapping[str, float]) -> None:
-        observer.step(attempt.task, iteration, iterations, losses)
+    def kill(self, slot: int) -> None:
+        self._worker, self._attempt = None, None
 
-    try:
-        receipt = worker.committed_before(attempt.task, attempt.id)
-        receipt = receipt or worker.execute(attempt.task, attempt.id, on_step)
-    except TaskFailure as failure:
-        message = f"{failure}\n{failure.trace}" if failure.trace else str(failure)
-        scheduler.failed(attempt, failure.kind, message, time.monotonic())
-        observer.task_failed(attempt.task, failure.kind, str(failure), attempt.id)
-        return False
-    outcome = receipt.outcome
-    if receipt.commit is not None:
-        outcome = run.commit(receipt.commit)
-    if outcome == "unknown":
-        scheduler.failed(
-            attempt, "storage", f"task {attempt.task}: its commit got no clear answer", time.monotonic()
-        )
-        _relist(scheduler, run)
-        return False
-    scheduler.finished(attempt, receipt.seconds.get("synthesize"), time.monotonic())
-    tell_engine(receipt, told, observer)
-    observer.task_done(receipt)
-    return outcome == "mine"
+    def _started(self) -> Report:
+        try:
+            self._worker = Worker(self._config, self._run.plan.fingerprint, self._run.store.url)
+        except StorageError as error:
+            return WorkerLost(0, "storage", str(error))
+        return WorkerReady(0, self._worker.name, device=self._worker.device)
 
+    def _carry_out(self, attempt: Attempt, worker: Worker, hear: Callable[[Report], None]) -> Report:
+        began_s = time.monotonic()  # nobody else holds the compute lock
 
-def _relist(scheduler: Scheduler, run: Run) -> None:
-    scheduler.quarantined(run.quarantined())
-    scheduler.committed(run.committed(), time.monotonic())
+        def on_step(iteration: int, losses: Mapping[str, float]) -> None:
+            elapsed_s = time.monotonic() - began_s
+            hear(Stepped(0, attempt.task, iteration, worker.iterations, losses, elapsed_s))
+
+        answer = worker.attempt(attempt.task, attempt.id, on_step)
+        if isinstance(answer, Receipt):
+            return TaskDone(attempt, answer)
+        return AttemptFailed(attempt, answer.kind, answer.text)

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from math import inf
 from uuid import uuid4
 
-from nisynth.errors import BudgetExceeded, Stalled, StorageError, TaskFailure
+from nisynth.errors import BudgetExceeded, FailureKind, LossKind, Stalled, StorageError, TaskFailure
 from nisynth.execution.ledger import COMMITTED, DEATHS, FAULTS, QUARANTINED, Attempt, Failure, Ledger
 
 __all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
 
-BLAMELESS = frozenset({"preempted", "node_died", "unavailable"})
+BLAMELESS: frozenset[LossKind] = frozenset(
+    {"preempted", "node_died", "node_memory", "unavailable", "storage"}
+)
 """Ends of a worker that say nothing against its task or its slot."""
 
 
@@ -66,6 +68,11 @@ class _Slot:
         """The attempt that holds the compute lock: the reported one, else the first in line."""
         reported = (attempt for attempt in self.attempts if attempt.task == self.reported)
         return next(reported, self.attempts[0] if self.attempts else None)
+
+    @property
+    def waiting(self) -> list[Attempt]:
+        """The attempts that wait for the compute lock; those before the one that holds it are stored."""
+        return self.attempts[self.attempts.index(self.computing) + 1 :] if self.computing else []
 
 
 class Scheduler:
@@ -157,7 +164,7 @@ class Scheduler:
         self.committed([attempt.task], now_s)
         self._end(attempt, now_s)
 
-    def failed(self, attempt: Attempt, kind: str, message: str, now_s: float) -> None:
+    def failed(self, attempt: Attempt, kind: FailureKind, message: str, now_s: float) -> None:
         """Learns that the attempt ended without a commit, in a worker that lives on."""
         self._progress_s = now_s
         slot = self._slots[attempt.slot]
@@ -172,21 +179,31 @@ class Scheduler:
             )
         self._end(attempt, now_s, Failure(kind, message, attempt.slot))
 
-    def lost(self, number: int, kind: str, message: str, now_s: float) -> bool:
-        """Learns that the slot's worker is gone; returns whether to start another one there."""
+    def lost(self, number: int, kind: LossKind, message: str, now_s: float) -> bool:
+        """Learns that the slot's worker is gone; returns whether to start another one there.
+
+        A death has one of three causes, and which of them is not known: the task that was computing, the
+        slot (its machine, its GPU), or chance. So both the task and the slot count it. A task that is
+        condemned by its third death clears the slots that it died in, and a slot is cleared by the next
+        commit that it brings.
+        """
         slot = self._slots[number]
         slot.failures, slot.last = 0, f"{kind}: {message}".splitlines()[0]
         self._live.discard(number)
         self._sick.discard(number)
         self._file(number)
+        if kind == "storage":
+            self.storage_failed(message)
         slot.deaths += kind not in BLAMELESS
+        # Only the task that held the compute lock can have killed the worker or have run over its deadline.
         culprit = slot.computing if kind in DEATHS else None
         for attempt in list(slot.attempts):
-            # Whoever was aboard flies alone from now on, so that the next death has one possible cause.
+            # A task that was in a worker that died has a worker to itself from now on: then the next death
+            # can be the fault of one task only.
             self.ledger.records[attempt.task].alone |= kind in DEATHS
             self._end(attempt, now_s, Failure(kind, message, number) if attempt is culprit else None)
         if culprit and culprit.task in self.condemned and self._durations:
-            # Others finished here and this one never did: its deaths say nothing against the slots.
+            # Other tasks finish in this run and this one never did, so its deaths were its own fault.
             for failure in self.condemned[culprit.task]:
                 self._slots[failure.slot].deaths = 0
         slot.given_up = slot.deaths >= self.rules.slot_deaths
@@ -217,10 +234,10 @@ class Scheduler:
                     started.append(self._begin(task, number, now_s))
         return started + self._duplicates(now_s)
 
-    def to_kill(self, now_s: float) -> list[tuple[int, str, str]]:
+    def to_kill(self, now_s: float) -> list[tuple[int, LossKind, str]]:
         """Returns (slot, kind, reason) of each worker to kill and then to report as `lost`."""
         deadline_s = self.deadline_s
-        doomed = {
+        doomed: dict[int, tuple[LossKind, str]] = {
             number: ("sick", f"{self._slots[number].failures} tasks in a row failed on this worker")
             for number in self._sick
         }
@@ -286,11 +303,16 @@ class Scheduler:
         return number not in tried or self._live.issubset(tried)
 
     def _duplicates(self, now_s: float) -> list[Attempt]:
-        """When the queue is empty: a second attempt, on an idle worker, at a straggler that never failed."""
+        """When the queue is empty: a second attempt, on an idle worker, at what a straggler holds up.
+
+        That is its own task, and the task that waits behind it on the same worker; not what failed before.
+        """
         if not self._free[0] or not self._durations or self._work_waits:
             return []
         late_s = self.rules.duplicate_factor * statistics.median(self._durations)
-        doubtful = [task for _, task, _ in self._computing_for(late_s, now_s) if self._may_double(task)]
+        late = self._computing_for(late_s, now_s)
+        behind = [attempt.task for _, _, number in late for attempt in self._slots[number].waiting]
+        doubtful = [task for task in [*(task for _, task, _ in late), *behind] if self._may_double(task)]
         idle = sorted(self._free[0])
         return [self._begin(task, number, now_s) for task, number in zip(doubtful, idle, strict=False)]
 

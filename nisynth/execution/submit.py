@@ -28,8 +28,8 @@ from pathlib import Path
 import nisynth
 from nisynth.config import RunConfig
 from nisynth.errors import ConfigError, ConnectionLost
-from nisynth.execution.drive import plan_run
 from nisynth.execution.jobs_api import Job, JobsApi
+from nisynth.execution.run import plan_run
 from nisynth.storage import open_store
 
 CONFIG_NAME = "nisynth-run.json"

@@ -1,98 +1,54 @@
-"""What a person sees while a run, or a verification, goes on: a live display, plain lines, or nothing.
+"""What a person sees while a run, or a verification, goes on: a live display, or plain lines.
 
-An executor tells an Observer what happens; what is shown is decided here alone. Nothing here touches
-storage or decides anything. Every observer may be called from several threads.
+Each is a listener (nisynth.execution.events): it hears what happens and decides alone what is shown. Nothing
+here touches storage or decides anything about the run.
 """
 
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOBase
-from typing import TYPE_CHECKING, Protocol, TextIO, cast
+from typing import TextIO, cast
 
+from nisynth.execution.events import (
+    Ended,
+    Event,
+    Listed,
+    Listener,
+    ShardsChecked,
+    Stepped,
+    TaskDone,
+)
 from nisynth.progress.rates import (
     Clock,
     Rate,
     Tally,
-    format_failure,
     format_rate,
     format_seconds,
     format_step,
+    message_of,
     printable,
 )
 
-if TYPE_CHECKING:
-    from nisynth.commits import Receipt
-
 __all__ = [
-    "Observer",
-    "PlainObserver",
+    "PlainLines",
     "Rate",
-    "SilentObserver",
     "format_rate",
     "format_seconds",
-    "make_observer",
+    "in_notebook",
+    "make_progress",
     "printable",
+    "shown_shards",
 ]
 
-STEP_LINES_EVERY_S = 10.0
+LINES_EVERY_S = 10.0
 
 
-class Observer(Protocol):
-    """Hears of a run in the order in which things happen."""
-
-    def started(self, total_tasks: int, done_tasks: int, total_images: int) -> None:
-        """The run has `done_tasks` committed; called again whenever a new listing says so."""
-
-    def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
-        """A task's batch is at `iteration`; 0, with no losses, when its compute begins."""
-
-    def task_done(self, receipt: "Receipt") -> None:
-        """A task has its commit, this attempt's or another's."""
-
-    def task_failed(self, task: int, kind: str, message: str, attempt: str) -> None:
-        """One attempt at a task failed; the task may be tried again."""
-
-    def note(self, text: str) -> None:
-        """Something a person should read, once."""
-
-    def checked(self, number: int, total: int) -> None:
-        """`number` of `total` shards are verified."""
-
-    def finished(self) -> None:
-        """The end, good or bad: takes the display down. May be repeated."""
-
-
-class SilentObserver:
-    """Shows nothing."""
-
-    def started(self, total_tasks: int, done_tasks: int, total_images: int) -> None:
-        pass
-
-    def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
-        pass
-
-    def task_done(self, receipt: "Receipt") -> None:
-        pass
-
-    def task_failed(self, task: int, kind: str, message: str, attempt: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def checked(self, number: int, total: int) -> None:
-        pass
-
-    def finished(self) -> None:
-        pass
-
-
-class PlainObserver:
-    """Lines for a log file: no control codes, few enough to read.
+class PlainLines:
+    """Lines for a log file: no control codes, few enough to read, and none that says what the last one said.
 
     Steps come at most every 10 s; finished tasks each while a run has at most 100, else every 1 %;
     failures and notes always.
@@ -103,49 +59,38 @@ class PlainObserver:
         self._clock = clock
         self._lock = threading.Lock()
         self._tally = Tally(unit, clock)
-        self._next_step_s = clock() + STEP_LINES_EVERY_S
+        self._next_step_s = clock() + LINES_EVERY_S
+        self._last_step = (-1, -1)
         self._announced = False
 
-    def started(self, total_tasks: int, done_tasks: int, total_images: int) -> None:
+    def __call__(self, event: Event) -> None:
         with self._lock:
-            self._tally.started(total_tasks, done_tasks, total_images)
-            if not self._announced:
-                self._print(f"{total_tasks:,} tasks, {total_images:,} images; {done_tasks:,} done before")
-            self._announced = True
+            self._tally.hear(event)
+            line = self._line(event)
+            if line is not None:
+                print(printable(line), file=self._stream, flush=True)
 
-    def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
-        with self._lock:
-            self._tally.step(task, iteration, iterations, losses)
-            if iteration > 0 and self._clock() >= self._next_step_s:
-                self._next_step_s = self._clock() + STEP_LINES_EVERY_S
-                self._print(f"{format_step(task, iteration, iterations, losses)}; {self._tally.line()}")
+    def _line(self, event: Event) -> str | None:
+        match event:
+            case Listed() if not self._announced:
+                self._announced = True
+                tasks, images = f"{event.total_tasks:,} tasks", f"{event.total_images:,} images"
+                return f"{tasks}, {images}; {event.committed:,} done before"
+            case Stepped() if self._is_news(event):
+                return f"{format_step(event)}; {self._tally.line()}"
+            case TaskDone() if self._tally.is_milestone():
+                return f"task {event.receipt.task} done; {self._tally.line()}"
+            case ShardsChecked() if self._tally.is_milestone():
+                return self._tally.line()
+        return message_of(event)
 
-    def task_done(self, receipt: "Receipt") -> None:
-        with self._lock:
-            self._tally.task_done(receipt.task, receipt.rows, receipt.outcome != "other")
-            if self._tally.is_milestone():
-                self._print(f"task {receipt.task} done; {self._tally.line()}")
-
-    def task_failed(self, task: int, kind: str, message: str, attempt: str) -> None:
-        with self._lock:
-            self._tally.task_failed(task)
-            self._print(format_failure(task, kind, message))
-
-    def note(self, text: str) -> None:
-        with self._lock:
-            self._print(text)
-
-    def checked(self, number: int, total: int) -> None:
-        with self._lock:
-            self._tally.checked(number, total)
-            if self._tally.is_milestone():
-                self._print(self._tally.line())
-
-    def finished(self) -> None:
-        pass
-
-    def _print(self, line: str) -> None:
-        print(printable(line), file=self._stream, flush=True)
+    def _is_news(self, step: Stepped) -> bool:
+        """True for a step that is further than the last one shown, and that has its 10 s."""
+        now_s, place = self._clock(), (step.task, step.iteration)
+        if step.iteration == 0 or place == self._last_step or now_s < self._next_step_s:
+            return False
+        self._next_step_s, self._last_step = now_s + LINES_EVERY_S, place
+        return True
 
 
 class Unbreakable(TextIOBase):
@@ -174,14 +119,32 @@ class Unbreakable(TextIOBase):
         return self._stream.encoding
 
 
-def make_observer(stream: TextIO | None = None, unit: str = "tasks") -> Observer:
-    """Returns the observer that suits `stream` (default stderr): a display on a terminal, lines elsewhere.
+def make_progress(stream: TextIO | None = None, unit: str = "tasks") -> Listener:
+    """Returns the listener that suits `stream`: a display on a terminal, lines elsewhere.
 
+    stream: stderr by default, stdout in a notebook, which shows stderr as if it were an error.
     unit: what is counted, `tasks` of a run or `shards` of a verification.
     """
-    unbreakable = cast(TextIO, Unbreakable(stream or sys.stderr))
+    if stream is None:
+        stream = sys.stdout if in_notebook() else sys.stderr
+    unbreakable = cast(TextIO, Unbreakable(stream))
     if unbreakable.isatty() and os.environ.get("TERM") != "dumb":
-        from nisynth.progress.terminal import TerminalObserver
+        from nisynth.progress.terminal import TerminalDisplay
 
-        return TerminalObserver(unbreakable, unit)
-    return PlainObserver(unbreakable, unit)
+        return TerminalDisplay(unbreakable, unit)
+    return PlainLines(unbreakable, unit)
+
+
+@contextmanager
+def shown_shards() -> Iterator[Callable[[int, int], None]]:
+    """Gives a function that shows `number` of `total` shards done, until the end of the block."""
+    progress = make_progress(unit="shards")
+    try:
+        yield lambda number, total: progress(ShardsChecked(number, total))
+    finally:
+        progress(Ended())
+
+
+def in_notebook() -> bool:
+    """True in a process that runs the cells of a notebook."""
+    return "ipykernel" in sys.modules

@@ -1,9 +1,25 @@
 """Counts, speeds and times to come, and how they are written. No output, no clock but the injected one."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
+from math import inf
+
+from nisynth.execution.events import (
+    AttemptFailed,
+    Event,
+    Listed,
+    Note,
+    ShardsChecked,
+    Stepped,
+    TaskDone,
+    TaskQuarantined,
+    WorkerLost,
+)
 
 Clock = Callable[[], float]
+WINDOW_S = 120.0
+SAMPLE_S = 1.0
 
 
 class Rate:
@@ -26,46 +42,77 @@ class Rate:
         return None if per_s is None else left / per_s
 
 
+class _WindowedRate:
+    """Speed over about the last two minutes, of an amount that grows; unknown in the first second.
+
+    It counts from the first amount that it is given, so that no start-up is in it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[float, float]] = deque()
+        self._newest_began_s = -inf
+
+    def add(self, amount: float) -> None:
+        """Learns how much is done by now."""
+        now_s = self._clock()
+        # One sample a second: what many workers say at once is one moment, not a leap.
+        if now_s - self._newest_began_s < SAMPLE_S:
+            self._samples.pop()
+        else:
+            self._newest_began_s = now_s
+        self._samples.append((now_s, amount))
+        # One sample older than the window stays, for work whose steps are minutes apart.
+        while len(self._samples) > 2 and now_s - self._samples[1][0] > WINDOW_S:
+            self._samples.popleft()
+
+    def per_s(self) -> float | None:
+        """Returns amount per second, None while there is nothing to tell."""
+        if not self._samples:
+            return None
+        (began_s, before), (_, amount) = self._samples[0], self._samples[-1]
+        elapsed_s = self._clock() - began_s
+        return (amount - before) / elapsed_s if amount > before and elapsed_s >= SAMPLE_S else None
+
+
 class Tally:
     """Counts of one session. A batch at work counts by its share of iterations, so the ETA comes early."""
 
     def __init__(self, unit: str, clock: Clock) -> None:
         self._unit = unit
-        self._clock = clock
-        self._rate: Rate | None = None
+        self._rate = _WindowedRate(clock)
         self.total = 0
         self.failures = 0
-        self.active: dict[int, tuple[int, int, Mapping[str, float]]] = {}
+        self.active: dict[int, Stepped] = {}
         self._listed = 0
         self._done_since: set[int] = set()
         self._session_tasks = 0
         self._session_images = 0
         self._images_per_task = 0.0
 
-    def started(self, total: int, done: int, total_images: int) -> None:
-        self.total, self._listed = total, done
-        self._done_since.clear()
-        self._images_per_task = total_images / max(total, 1)
-        self._rate = self._rate or Rate(self._clock)
-
-    def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
-        self.active[task] = (iteration, iterations, losses)
-
-    def task_done(self, task: int, rows: int, ours: bool) -> None:
-        self.active.pop(task, None)
-        self._done_since.add(task)
-        if ours:
-            self._session_tasks += 1
-            self._session_images += rows
-
-    def task_failed(self, task: int) -> None:
-        self.active.pop(task, None)
-        self.failures += 1
-
-    def checked(self, number: int, total: int) -> None:
-        if self._rate is None:
-            self.started(total, 0, 0)
-        self._listed = self._session_tasks = number
+    def hear(self, event: Event) -> None:
+        """Counts what an event of a run or of a verification says."""
+        match event:
+            case Listed():
+                self.total, self._listed = event.total_tasks, event.committed
+                self._done_since.clear()
+                self._images_per_task = event.total_images / max(self.total, 1)
+            case Stepped():
+                self.active[event.task] = event
+                if event.iteration > 0:
+                    self._rate.add(self._session)
+            case TaskDone():
+                self._count(event)
+                self._rate.add(self._session)
+            case AttemptFailed():
+                self.active.pop(event.attempt.task, None)
+                self.failures += 1
+            case WorkerLost():
+                self.active = {task: step for task, step in self.active.items() if step.slot != event.slot}
+            case ShardsChecked():
+                self.total = event.total
+                self._listed = self._session_tasks = event.number
+                self._rate.add(self._session)
 
     @property
     def done(self) -> int:
@@ -77,29 +124,57 @@ class Tally:
         """Tasks done, those at work by their share; never more than there are."""
         return min(self.done + self._at_work, float(self.total))
 
-    @property
-    def _at_work(self) -> float:
-        return sum(iteration / max(iterations, 1) for iteration, iterations, _ in self.active.values())
-
     def is_milestone(self) -> bool:
+        """True for every task of a small run, for every 1 % of a large one."""
         return self.done % max(1, self.total // 100) == 0 or self.done >= self.total
 
     def line(self) -> str:
         """Returns e.g. `312/1,000 tasks, 31%, 15.1 images/s, ETA 3h12m, 2 failures`."""
-        rate = self._rate or Rate(self._clock)
         share = int(100 * self.equivalent / self.total) if self.total else 100
         parts = [f"{self.done:,}/{self.total:,} {self._unit}", f"{share}%"]
-        session = self._session_tasks + self._at_work
-        images = self._session_images + self._at_work * self._images_per_task
-        per_s = rate.per_s(images if self._images_per_task else session)
+        per_s = self._rate.per_s()
         if per_s is not None:
-            parts.append(format_rate(per_s, "images" if self._images_per_task else self._unit))
-        eta_s = rate.eta_s(session, self.total - self.equivalent)
+            size = self._images_per_task or 1.0
+            parts.append(format_rate(per_s * size, "images" if self._images_per_task else self._unit))
         if self.done < self.total:
-            parts.append("ETA unknown" if eta_s is None else f"ETA {format_seconds(eta_s)}")
+            left = self.total - self.equivalent
+            parts.append("ETA unknown" if per_s is None else f"ETA {format_seconds(left / per_s)}")
         if self.failures:
             parts.append(f"{self.failures:,} failure{'s' if self.failures > 1 else ''}")
         return ", ".join(parts)
+
+    @property
+    def _session(self) -> float:
+        """Tasks' worth of work that this session has done, whole ones by their images."""
+        whole = self._session_images / self._images_per_task if self._images_per_task else self._session_tasks
+        return whole + self._at_work
+
+    @property
+    def _at_work(self) -> float:
+        return sum(step.iteration / max(step.iterations, 1) for step in self.active.values())
+
+    def _count(self, done: TaskDone) -> None:
+        receipt = done.receipt
+        self.active.pop(receipt.task, None)
+        self._done_since.add(receipt.task)
+        if receipt.outcome != "other":
+            self._session_tasks += 1
+            self._session_images += receipt.rows
+
+
+def message_of(event: Event) -> str | None:
+    """Returns what a person should read of an event besides counts; None for most events."""
+    match event:
+        case AttemptFailed():
+            return format_failure(event.attempt.task, event.kind, event.message)
+        case WorkerLost():
+            end = "; its slot is given up" if event.given_up else ""
+            return f"{event.worker} is gone ({event.kind}): {_first_line(event.message)}{end}"
+        case TaskQuarantined():
+            return f"task {event.task} is quarantined: {event.kind}: {_first_line(event.message)}"
+        case Note():
+            return event.text
+    return None
 
 
 def printable(text: str) -> str:
@@ -131,13 +206,16 @@ def format_rate(per_s: float, unit: str = "images") -> str:
     return f"{per_s:,.{digits}f} {unit}/s"
 
 
-def format_step(task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> str:
+def format_step(step: Stepped) -> str:
     """Returns e.g. `task 7: iteration 150/2,000, total 3.21, ce 0.012`."""
-    terms = [f"{name} {value:.3g}" for name, value in losses.items() if name != "iteration"]
-    return ", ".join([f"task {task}: iteration {iteration:,}/{iterations:,}", *terms])
+    terms = [f"{name} {value:.3g}" for name, value in step.losses.items() if name != "iteration"]
+    return ", ".join([f"task {step.task}: iteration {step.iteration:,}/{step.iterations:,}", *terms])
 
 
 def format_failure(task: int, kind: str, message: str) -> str:
     """Returns one line that names the task and the kind of failure, whatever the message holds."""
-    first = (message.strip().splitlines() or [""])[0].removeprefix(f"task {task}: ")
-    return f"task {task} failed ({kind}): {first}"
+    return f"task {task} failed ({kind}): {_first_line(message).removeprefix(f'task {task}: ')}"
+
+
+def _first_line(message: str) -> str:
+    return (message.strip().splitlines() or [""])[0]

@@ -3,9 +3,7 @@
 import atexit
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,15 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.progress.rates import Clock, Tally, format_failure, format_step, printable
-
-if TYPE_CHECKING:
-    from nisynth.commits import Receipt
+from nisynth.execution.events import AttemptFailed, Ended, Event, ShardsChecked
+from nisynth.progress.rates import Clock, Tally, format_step, message_of, printable
 
 WORKERS_SHOWN = 4
 
 
-class TerminalObserver:
+class TerminalDisplay:
     """One bar for the run, a line for each of the first few batches at work; failures and notes above."""
 
     def __init__(self, stream: TextIO, unit: str = "tasks", clock: Clock = time.monotonic) -> None:
@@ -35,45 +31,26 @@ class TerminalObserver:
         self._ended = False
         atexit.register(self._live.stop)  # a cursor left hidden would outlive the process
 
-    def started(self, total_tasks: int, done_tasks: int, total_images: int) -> None:
-        with self._shown():
-            self._tally.started(total_tasks, done_tasks, total_images)
-
-    def step(self, task: int, iteration: int, iterations: int, losses: Mapping[str, float]) -> None:
-        with self._shown():
-            self._tally.step(task, iteration, iterations, losses)
-
-    def task_done(self, receipt: "Receipt") -> None:
-        with self._shown():
-            self._tally.task_done(receipt.task, receipt.rows, receipt.outcome != "other")
-
-    def task_failed(self, task: int, kind: str, message: str, attempt: str) -> None:
-        with self._shown():
-            self._tally.task_failed(task)
-        self._print(format_failure(task, kind, message), "red")
-
-    def note(self, text: str) -> None:
-        self._print(text, "")
-
-    def checked(self, number: int, total: int) -> None:
-        with self._shown():
-            self._tally.checked(number, total)
-        if number == total:
-            self.finished()
-
-    def finished(self) -> None:
-        self._ended = True
-        self._live.stop()
-
-    def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(printable(line), style), soft_wrap=True)
-
-    @contextmanager
-    def _shown(self) -> Iterator[None]:
+    def __call__(self, event: Event) -> None:
         with self._lock:
-            yield
-        if not self._live.is_started and not self._ended:
+            self._tally.hear(event)
+        message = message_of(event)
+        if message is not None:
+            style = "red" if isinstance(event, AttemptFailed) else ""
+            self._console.print(Text(printable(message), style), soft_wrap=True)
+        elif isinstance(event, Ended) or event == ShardsChecked(self._tally.total, self._tally.total):
+            self._show(False)
+        else:
+            self._show(True)
+
+    def _show(self, shown: bool) -> None:
+        """Puts the display up, or takes it down for good."""
+        if shown and not self._live.is_started and not self._ended:
             self._live.start()
+        elif not shown:
+            self._live.refresh()
+            self._ended = True
+            self._live.stop()
 
     def _render(self) -> Group:
         with self._lock:
@@ -82,10 +59,8 @@ class TerminalObserver:
             bar.add_row(
                 ProgressBar(total=max(tally.total, 1), completed=tally.equivalent, width=30), tally.line()
             )
-            active = list(tally.active.items())
-            lines = [
-                Text(f"  {format_step(task, *state)}", style="dim") for task, state in active[:WORKERS_SHOWN]
-            ]
+            active = list(tally.active.values())
+            lines = [Text(f"  {format_step(step)}", style="dim") for step in active[:WORKERS_SHOWN]]
             if len(active) > WORKERS_SHOWN:
                 lines.append(Text(f"  and {len(active) - WORKERS_SHOWN} more", style="dim"))
             return Group(bar, *lines)

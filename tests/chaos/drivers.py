@@ -10,9 +10,8 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -50,20 +49,30 @@ class Ended:
     words: str
 
 
-def run_here(arguments: Sequence[str], environment: Mapping[str, str], rules: Mapping[str, Any]) -> Ended:
-    """Runs one command line in this process, with its connection to Ray, and other limits than the usual."""
-    from nisynth.cli import execute
-    from nisynth.execution import ray as ray_executor
+def run_here(
+    config: Path, url: str, overrides: Sequence[str], environment: Mapping[str, str], rules: Mapping[str, Any]
+) -> Ended:
+    """Runs in this process, with its connection to Ray, on Ray actors, with other limits than the usual."""
+    from nisynth.config import load_config
+    from nisynth.errors import NisynthError
+    from nisynth.execution.run import run
     from nisynth.execution.schedule import Rules
+    from nisynth.progress import PlainLines
 
     words = io.StringIO()
-    with (
-        surrounded(environment),
-        patch.object(ray_executor, "Rules", partial(Rules, **rules)),
-        redirect_stdout(words),
-        redirect_stderr(words),
-    ):
-        code = execute(list(arguments))
+    with surrounded(environment):
+        try:
+            report = run(
+                load_config(config, overrides),
+                url,
+                executor="ray",
+                listeners=[PlainLines(words)],
+                rules=Rules(**rules),
+            )
+            code = report.exit_code
+        except NisynthError as error:
+            print(f"nisynth: error: {error}", file=words)
+            code = error.exit_code
     return Ended(code, words.getvalue())
 
 

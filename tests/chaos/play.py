@@ -134,11 +134,11 @@ class _Play:
         return time.monotonic()
 
     def _drive(self, injector: Injector | None, *options: str) -> None:
-        command = self._run_command(*options)
         if self.trial.executor == "ray" and not self.injector.apart:
-            rules = injector.rules if injector else {}
-            self.drivers.append(run_here(command, self.world.environment, rules))
+            rules, overrides = injector.rules if injector else {}, options[1::2]
+            self.drivers.append(run_here(self.config, self.url, overrides, self.world.environment, rules))
             return
+        command = self._run_command(*options)
         armed = {"death": injector.death, "on_start": injector.started} if injector else {}
         log = self.folder / f"driver-{len(self.drivers)}"
         self.drivers.append(run_apart(command, self.world.environment, log, **armed))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nisynth.commits import Run
-from nisynth.progress import make_observer
+from nisynth.execution.events import Note
+from nisynth.progress import make_progress
 from nisynth.storage import open_store
 from tests.tiny import commit_all, tiny_plan
 
@@ -59,4 +60,4 @@ def test_progress_into_a_closed_pipe_or_a_closed_file_ends_nothing(closed_pipe: 
     assert "4 of 4 tasks are committed" in ended.stdout
     closed = io.StringIO()
     closed.close()
-    make_observer(closed).note("said to nobody")
+    make_progress(closed)(Note("said to nobody"))

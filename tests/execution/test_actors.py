@@ -22,5 +22,5 @@ def test_a_worker_that_was_given_no_gpu_computes_on_the_cpu(monkeypatch, gpus, d
     monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(actors, "Worker", worker)
     monkeypatch.setattr(actors, "load_config", lambda config: config)
-    assert isinstance(actors.Actor().start(__version__, {}, "f", "s3://b/run"), TeacherError)
+    assert isinstance(actors.Actor(0).start(__version__, {}, "f", "s3://b/run"), TeacherError)
     assert asked == [device]

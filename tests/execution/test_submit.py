@@ -12,7 +12,7 @@ import pytest
 from nisynth.config import load_config
 from nisynth.errors import ConfigError, TeacherError
 from nisynth.execution import submit
-from nisynth.execution.drive import plan_run
+from nisynth.execution.run import plan_run
 from nisynth.execution.submit import CONFIG_NAME, Shipment, pack
 from tests.tiny import tiny_config, tiny_weights
 

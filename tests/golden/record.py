@@ -18,7 +18,7 @@ import yaml
 
 from nisynth.batch import ImageBatch, Normalization, Task
 from nisynth.config import load_config
-from nisynth.execution.drive import plan_run
+from nisynth.execution.run import plan_run
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
 from nisynth.teachers import Teacher, load_teacher
 from tests.command_line import nisynth

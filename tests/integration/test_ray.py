@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,11 @@ from nisynth.commits import Receipt, Run
 from nisynth.commits.audit import verify
 from nisynth.config import RunConfig
 from nisynth.errors import BudgetExceeded, PlanMismatch, Stalled, StorageError, TaskFailure, TeacherError
-from nisynth.execution import drive
-from nisynth.execution import ray as ray_executor
-from nisynth.execution.drive import begin, run
+from nisynth.execution.actors import Actor
+from nisynth.execution.events import AttemptFailed, Ended, Event, TaskDone, WorkerLost
+from nisynth.execution.ray import ray_crew
+from nisynth.execution.run import begin, execute, run
 from nisynth.execution.schedule import Rules
-from nisynth.progress import SilentObserver
 from nisynth.storage import open_store
 from tests.faults import Fault, FaultProxy
 from tests.faulty_teacher import tell
@@ -25,29 +26,29 @@ from tests.tiny import commit_all, keys, tiny_config, tiny_weights
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-class Recorder(SilentObserver):
+class Recorder:
     """Remembers what it hears, and may act on a finished task."""
 
-    def __init__(self, on_done: Callable[[Receipt], None] | None = None) -> None:
-        self.done: list[Receipt] = []
-        self.failures: list[tuple[int, str, str]] = []
-        self.steps: list[int] = []
-        self.notes: list[str] = []
+    def __init__(self, on_done: Callable[[Receipt], object] = lambda receipt: None) -> None:
+        self.events: list[Event] = []
         self._on_done = on_done
 
-    def step(self, task, iteration, iterations, losses) -> None:
-        self.steps.append(task)
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, TaskDone):
+            self._on_done(event.receipt)
 
-    def task_done(self, receipt) -> None:
-        self.done.append(receipt)
-        if self._on_done is not None:
-            self._on_done(receipt)
+    @property
+    def done(self) -> list[Receipt]:
+        return [event.receipt for event in self.events if isinstance(event, TaskDone)]
 
-    def task_failed(self, task, kind, message, attempt) -> None:
-        self.failures.append((task, kind, message))
+    @property
+    def failures(self) -> list[AttemptFailed]:
+        return [event for event in self.events if isinstance(event, AttemptFailed)]
 
-    def note(self, text) -> None:
-        self.notes.append(text)
+    @property
+    def losses(self) -> list[WorkerLost]:
+        return [event for event in self.events if isinstance(event, WorkerLost)]
 
 
 def faulty_config(folder: Path, tasks: int = 6, **execution: object) -> RunConfig:
@@ -69,7 +70,7 @@ def check_whole(url: str, tasks: int) -> None:
     assert store.get("_SUCCESS")
 
 
-def test_ray_and_local_on_disk_and_s3_give_the_same_set(tmp_path, s3_url) -> None:
+def test_ray_and_local_on_disk_and_s3_give_the_same_set(tmp_path: Path, s3_url: str) -> None:
     """Four runs, one of which has read its teacher from the bucket, and one set of shards, byte for byte."""
     weights = f"{s3_url}/models/tiny.safetensors"
     open_store(f"{s3_url}/models").put("tiny.safetensors", Path(tiny_weights(tmp_path)).read_bytes())
@@ -81,46 +82,49 @@ def test_ray_and_local_on_disk_and_s3_give_the_same_set(tmp_path, s3_url) -> Non
         ("local", 1, str(tmp_path / "local"), {}),
     ]:
         config = tiny_config(tmp_path, teacher=teacher, execution={"workers": workers})
-        observer = Recorder()
-        report = run(config, url, executor=executor, observer=observer)
-        assert (report.exit_code, report.executed, len(observer.done)) == (0, 4, 4)
+        heard = Recorder()
+        report = run(config, url, executor=executor, listeners=[heard])
+        assert (report.exit_code, report.executed, len(heard.done)) == (0, 4, 4)
+        assert isinstance(heard.events[-1], Ended)
         check_whole(url, 4)
         shards = {key.removesuffix(".parquet").split("-", 2)[2] for key in keys(open_store(url), "data/")}
-        assert shards == {receipt.attempt for receipt in observer.done}
+        assert shards == {receipt.attempt for receipt in heard.done}
         sets.add(open_dataset(url).content_sha256)
         assert run(config, url, executor=executor).executed == 0
     assert len(sets) == 1
 
 
-def test_a_worker_that_dies_costs_an_attempt_and_no_task(tmp_path) -> None:
-    config, url, observer = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
+def test_a_worker_that_dies_costs_an_attempt_and_no_task(tmp_path: Path) -> None:
+    config, url, heard = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
     tell(tmp_path / "faults", "exit-1", "segfault-1")
-    report = run(config, url, executor="ray", observer=observer)
+    report = run(config, url, executor="ray", listeners=[heard])
     assert (report.exit_code, report.executed) == (0, 6)
     check_whole(url, 6)
-    assert sum("is gone (worker_died)" in note for note in observer.notes) == 2
+    assert [loss.kind for loss in heard.losses] == ["worker_died"] * 2
 
 
-def test_a_task_that_fails_once_is_done_by_the_next_attempt(tmp_path) -> None:
-    config, url, observer = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
+def test_a_task_that_fails_once_is_done_by_the_next_attempt(tmp_path: Path) -> None:
+    config, url, heard = faulty_config(tmp_path), str(tmp_path / "run"), Recorder()
     commit_all(begin(config, url), tasks=[0])
     tell(tmp_path / "faults", "raise-1", "nan-1", "memory-1")
-    report = run(config, url, executor="ray", observer=observer)
+    report = run(config, url, executor="ray", listeners=[heard])
     assert (report.exit_code, report.executed) == (0, 5)
     check_whole(url, 6)
-    assert sorted(kind for _, kind, _ in observer.failures) == ["not_finite", "out_of_memory", "raised"]
+    assert sorted(failure.kind for failure in heard.failures) == ["not_finite", "out_of_memory", "raised"]
 
 
-def test_a_hanging_task_is_killed_at_its_deadline(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ray_executor, "Rules", partial(Rules, deadline_floor_s=3.0))
+def test_a_hanging_task_is_killed_at_its_deadline(tmp_path: Path) -> None:
     config, url = faulty_config(tmp_path), str(tmp_path / "run")
-    observer = Recorder(lambda receipt: tell(tmp_path / "faults", *(["hang-1"] if receipt.task == 0 else [])))
-    assert run(config, url, executor="ray", observer=observer).exit_code == 0
+    heard = Recorder(lambda receipt: tell(tmp_path / "faults", *(["hang-1"] if receipt.task == 0 else [])))
+    executed = execute(config, begin(config, url), heard, "ray", rules=Rules(deadline_floor_s=3.0))
+    assert executed == 6
+    assert run(config, url).exit_code == 0
     check_whole(url, 6)
-    assert "ran over its deadline of" in " ".join(observer.notes)
+    assert [loss.kind for loss in heard.losses] == ["deadline"]
+    assert "ran over its deadline of" in heard.losses[0].message
 
 
-def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(tmp_path) -> None:
+def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(tmp_path: Path) -> None:
     config, url = faulty_config(tmp_path, max_failed_tasks=1), str(tmp_path / "run")
     commit_all(begin(config, url), tasks=[0, 1, 2, 3])
     tell(tmp_path / "faults", "exit-1", "sysexit-2", "segfault-3")
@@ -134,7 +138,7 @@ def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(t
     assert not found.is_sealed()
 
 
-def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_path) -> None:
+def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_path: Path) -> None:
     config, url = faulty_config(tmp_path), str(tmp_path / "run")
     tell(tmp_path / "faults", "raise")
     with pytest.raises(BudgetExceeded, match="1 tasks failed for good"):
@@ -145,67 +149,63 @@ def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_
     assert 'raise RuntimeError("the network broke")' in record["failures"][0]["message"]
 
 
-def test_the_canary_stops_the_run_before_it_fans_out(tmp_path) -> None:
+def test_the_canary_stops_the_run_before_it_fans_out(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, execution={"workers": 2, "quality_gate": 1.0})
-    observer = Recorder()
+    heard = Recorder()
     with pytest.raises(TaskFailure, match=r"under execution.quality_gate 100.0%.*canary"):
-        run(config, str(tmp_path / "run"), executor="ray", observer=observer)
-    assert [task for task, _, _ in observer.failures] == [0]
+        run(config, str(tmp_path / "run"), executor="ray", listeners=[heard])
+    assert [failure.attempt.task for failure in heard.failures] == [0]
     assert keys(open_store(str(tmp_path / "run")), "data/") == []
 
 
-def test_a_driver_and_workers_of_two_versions_refuse_each_other(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ray_executor, "__version__", "9.9.9")
+def test_a_driver_and_workers_of_two_versions_refuse_each_other(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    joined = begin(config, str(tmp_path / "run"))
     with pytest.raises(PlanMismatch, match=r"has nisynth .*, the driver 9.9.9; install one version"):
-        run(tiny_config(tmp_path), str(tmp_path / "run"), executor="ray")
+        execute(config, joined, Recorder(), "ray", open_crew=partial(ray_crew, version="9.9.9"))
 
 
-def test_a_worker_whose_teacher_differs_refuses_and_so_does_one_without(tmp_path) -> None:
+def test_a_worker_whose_teacher_differs_refuses_and_so_does_one_without(tmp_path: Path) -> None:
     config, url = tiny_config(tmp_path), str(tmp_path / "run")
     joined = begin(config, url)
     weights = Path(tiny_weights(tmp_path))
     weights.write_bytes(Path(tiny_weights(tmp_path, seed=1)).read_bytes())
     with pytest.raises(PlanMismatch, match=r"worker .* plans fingerprint"):
-        ray_executor.execute(config, joined, SilentObserver())
+        execute(config, joined, Recorder(), "ray")
     weights.unlink()
     with pytest.raises((TeacherError, StorageError), match=weights.name):
-        ray_executor.execute(config, joined, SilentObserver())
+        execute(config, joined, Recorder(), "ray")
 
 
-def test_workers_that_cannot_start_stall_the_run_with_the_reason(tmp_path) -> None:
+def test_workers_that_cannot_start_stall_the_run_with_the_reason(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, execution={"workers": 1})
     joined = begin(config, str(tmp_path / "run"))
 
-    class Broken(ray_executor.Actor):
-        def start(self, *arguments):
+    class Broken(Actor):
+        def start(self, *arguments: Any) -> Any:
             raise RuntimeError("no CUDA-capable device is detected")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_executor, "Actor", Broken)
-        with pytest.raises(Stalled, match=r"4 tasks left .* no CUDA-capable device is detected"):
-            ray_executor.execute(config, joined, SilentObserver(), rules=Rules(slot_deaths=2))
+    crew = partial(ray_crew, actor=Broken)
+    with pytest.raises(Stalled, match=r"4 tasks left .* no CUDA-capable device is detected"):
+        execute(config, joined, Recorder(), "ray", rules=Rules(slot_deaths=2), open_crew=crew)
 
 
-def test_a_store_that_stops_answering_ends_the_run(
-    tmp_path, s3_url, s3_proxy: FaultProxy, monkeypatch
-) -> None:
-    monkeypatch.setattr(ray_executor, "Rules", partial(Rules, storage_failures=2))
+def test_a_store_that_stops_answering_ends_the_run(tmp_path: Path, s3_url: str, s3_proxy: FaultProxy) -> None:
     config = tiny_config(tmp_path, run={"num_images": 4 * 12}, execution={"workers": 1})
-    observer = Recorder(
-        lambda receipt: s3_proxy.inject(Fault("dropped", verb="PUT", key="data/", times=None))
-    )
+    heard = Recorder(lambda receipt: s3_proxy.inject(Fault("dropped", verb="PUT", key="data/", times=None)))
+    joined = begin(config, s3_url)
     try:
         with pytest.raises(StorageError, match=s3_url.rpartition("/")[2]):
-            run(config, s3_url, executor="ray", observer=observer)
+            execute(config, joined, heard, "ray", rules=Rules(storage_failures=2))
     finally:
         s3_proxy.clear()
-    assert {kind for _, kind, _ in observer.failures} == {"storage"}
+    assert {failure.kind for failure in heard.failures} == {"storage"}
     assert run(config, s3_url, executor="ray").exit_code == 0
     check_whole(s3_url, 12)
 
 
 def test_where_conditions_are_ignored_the_driver_alone_commits(
-    tmp_path, s3_url, s3_proxy: FaultProxy
+    tmp_path: Path, s3_url: str, s3_proxy: FaultProxy
 ) -> None:
     config = tiny_config(tmp_path, execution={"workers": 2, "single_writer": True})
     s3_proxy.clear()
@@ -219,15 +219,15 @@ def test_where_conditions_are_ignored_the_driver_alone_commits(
     check_whole(s3_url, 4)
 
 
-def test_two_drivers_at_once_make_one_run(tmp_path) -> None:
+def test_two_drivers_at_once_make_one_run(tmp_path: Path) -> None:
     tasks, url = 40, str(tmp_path / "run")
     config = tiny_config(tmp_path, run={"num_images": 4 * tasks}, execution={"workers": 2})
     joined = begin(config, url)
-    observers = [Recorder(), Recorder()]
+    heard = [Recorder(), Recorder()]
     counts = [0, 0]
 
     def drive_one(number: int) -> None:
-        counts[number] = ray_executor.execute(config, joined, observers[number])
+        counts[number] = execute(config, joined, heard[number], "ray")
 
     threads = [threading.Thread(target=drive_one, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -236,13 +236,13 @@ def test_two_drivers_at_once_make_one_run(tmp_path) -> None:
         thread.join()
     assert sum(counts) == tasks
     # In vain: only what both had in flight at once, 2 workers x 2 of either at a time.
-    computed = [receipt for observer in observers for receipt in observer.done if receipt.seconds]
+    computed = [receipt for each in heard for receipt in each.done if receipt.seconds]
     assert len(computed) - tasks <= tasks // 2
-    assert drive.run(config, url, executor="ray").executed == 0
+    assert run(config, url, executor="ray").executed == 0
     check_whole(url, tasks)
 
 
-def test_deleting_commits_redoes_exactly_those(tmp_path) -> None:
+def test_deleting_commits_redoes_exactly_those(tmp_path: Path) -> None:
     config, url = (
         tiny_config(tmp_path, run={"num_images": 40}, execution={"workers": 1}),
         str(tmp_path / "run"),
@@ -256,7 +256,7 @@ def test_deleting_commits_redoes_exactly_those(tmp_path) -> None:
     assert (report.exit_code, report.executed) == (0, 5)
 
 
-def test_a_task_that_somebody_committed_meanwhile_is_not_computed(tmp_path) -> None:
+def test_a_task_that_somebody_committed_meanwhile_is_not_computed(tmp_path: Path) -> None:
     config, url = tiny_config(tmp_path, execution={"workers": 1}), str(tmp_path / "run")
     joined = begin(config, url)
 
@@ -264,6 +264,6 @@ def test_a_task_that_somebody_committed_meanwhile_is_not_computed(tmp_path) -> N
         if receipt.task == 0:
             commit_all(joined, tasks=[1, 2, 3])
 
-    observer = Recorder(take_the_rest)
-    assert run(config, url, executor="ray", observer=observer).executed < 4
-    assert not [receipt for receipt in observer.done if receipt.outcome == "other" and receipt.seconds]
+    heard = Recorder(take_the_rest)
+    assert execute(config, joined, heard, "ray") < 4
+    assert not [receipt for receipt in heard.done if receipt.outcome == "other" and receipt.seconds]
