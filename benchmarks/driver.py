@@ -4,10 +4,10 @@
     python benchmarks/driver.py --tasks 5000000
     python benchmarks/driver.py --tasks 100000 --workers 8 64 1000
 
-64 virtual workers (--workers: others) finish each task at once. After every answer the scheduler is asked
-all that the driver asks it in one turn of its loop; a decision is one task handed out and taken back. The
-memory is the most that the process held beyond what it held before, at the end of the run, when the listing
-of commits, which a driver makes every 30 s, is longest. Each row has a process of its own.
+The drive loop itself commands 64 virtual workers (--workers: others) in virtual time; a decision is one task
+handed out and taken back, the work of the virtual workers included. The memory is the most that the process
+held beyond what it held before, at the end of the run, when the listing of commits, which a driver makes
+every 30 s, is longest. Each row has a process of its own.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -24,8 +23,10 @@ from types import SimpleNamespace
 from nisynth.commits import Run
 from nisynth.commits.records import commit_key
 from nisynth.config import load_config
+from nisynth.execution.drive import Drive
 from nisynth.execution.run import plan_run
-from nisynth.execution.schedule import Attempt, Scheduler
+from nisynth.execution.schedule import Rules, Scheduler
+from nisynth.execution.virtual import Act, VirtualCommits, VirtualCrew
 from nisynth.plan import Plan
 from nisynth.storage import ObjectInfo
 
@@ -33,6 +34,7 @@ SIZES = (100_000, 1_000_000)
 WORKERS = (64,)
 BATCH = 256
 COMMIT_BYTES = 20_000
+GPU_TASK_S = 17.0
 
 
 def main() -> None:
@@ -91,20 +93,20 @@ def measure(tasks: int, workers: int) -> dict[str, float]:
 
 
 def schedule(plan: Plan, workers: int) -> tuple[Scheduler, float]:
-    """Returns the scheduler of a run that it has just brought to its end, and the seconds that took."""
+    """Returns the scheduler of a run that was just driven to its end, and the seconds that took."""
+    crew = VirtualCrew(lambda attempt: Act(GPU_TASK_S))
+    drive = Drive(
+        VirtualCommits(),
+        plan.num_tasks,
+        plan.num_images,
+        workers,
+        Rules(),
+        lambda event: None,
+        clock=crew.now_s,
+    )
     began_s = time.perf_counter()
-    scheduler = Scheduler(plan.num_tasks, workers, now_s=began_s)
-    for slot in range(workers):
-        scheduler.joined(slot, began_s)
-    flying: deque[Attempt] = deque()
-    while not scheduler.done:
-        now_s = time.perf_counter()
-        scheduler.check(now_s)
-        flying.extend(scheduler.assign(now_s))
-        scheduler.finished(flying.popleft(), 17.0, now_s)
-        if scheduler.to_kill(now_s) or scheduler.condemned:
-            raise RuntimeError("nothing fails here")
-    return scheduler, time.perf_counter() - began_s
+    drive.execute(crew)
+    return drive.scheduler, time.perf_counter() - began_s
 
 
 def memory(name: str) -> float:

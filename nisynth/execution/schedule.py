@@ -36,7 +36,7 @@ class Rules:
     failures, deaths: of one task, before it is quarantined. slot_failures: in a row, before the worker
     is replaced. slot_deaths: in a row, before the slot is given up. storage_failures: with no success
     between, before the run ends. The deadline of a task is max(deadline_floor_s, deadline_factor * p95),
-    a straggler one that takes over duplicate_factor * median.
+    a straggler one that takes over max(duplicate_floor_s, duplicate_factor * median).
     """
 
     max_failed_tasks: int = 0
@@ -48,6 +48,7 @@ class Rules:
     storage_failures: int = 6
     deadline_floor_s: float = 600.0
     deadline_factor: float = 5.0
+    duplicate_floor_s: float = 10.0
     duplicate_factor: float = 2.0
     no_progress_s: float = 3600.0
 
@@ -309,7 +310,9 @@ class Scheduler:
         """
         if not self._free[0] or not self._durations or self._work_waits:
             return []
+        # Durations are of the compute; what is waited for here is also stored. The floor is for that.
         late_s = self.rules.duplicate_factor * statistics.median(self._durations)
+        late_s = max(self.rules.duplicate_floor_s, late_s)
         late = self._computing_for(late_s, now_s)
         behind = [attempt.task for _, _, number in late for attempt in self._slots[number].waiting]
         doubtful = [task for task in [*(task for _, task, _ in late), *behind] if self._may_double(task)]

@@ -207,6 +207,22 @@ class TestDuplicates:
         assert (twin.task, twin.slot) == (straggler.task, 1)
         assert scheduler.assign(1e6) == []
 
+    def test_a_task_of_a_moment_is_no_straggler_for_being_stored(self):
+        scheduler, _ = self.tail(median_s=0.1)
+        assert scheduler.assign(9.9) == []
+        assert len(scheduler.assign(10.1)) == 1
+
+    def test_what_waits_behind_a_straggler_gets_a_duplicate_too(self):
+        scheduler = make(num_tasks=4, num_slots=2)
+        straggler, other, behind = scheduler.assign(0.0)
+        assert behind.slot == straggler.slot
+        scheduler.finished(other, 10.0, 10.0)
+        assert scheduler.assign(20.0) == []
+        twins = scheduler.assign(20.1)
+        assert [(twin.task, twin.slot) for twin in twins] == [(straggler.task, other.slot)]
+        scheduler.finished(twins[0], 10.0, 30.0)
+        assert [twin.task for twin in scheduler.assign(30.1)] == [behind.task]
+
     def test_the_first_of_the_twins_ends_the_run_and_the_second_is_harmless(self):
         scheduler, straggler = self.tail()
         (twin,) = scheduler.assign(21.0)
