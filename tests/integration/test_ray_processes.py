@@ -30,6 +30,7 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `nisynth run --executor ray`; whatever of it is left at the end of the test is killed."""
     started = []
+    wait_until(lambda: not actors())  # those of the test before may still be ending
 
     def start_driver(config: RunConfig, *options: str) -> subprocess.Popen[str]:
         path = tmp_path / "config.yaml"
