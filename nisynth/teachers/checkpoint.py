@@ -96,7 +96,7 @@ def hash_weights(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        if _is_counter(name):
+        if _is_counter(name) or not isinstance(tensor, Tensor):  # an `_extra_state` may be anything
             continue
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())

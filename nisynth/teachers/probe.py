@@ -30,6 +30,28 @@ class Probe:
     notes: tuple[str, ...]
 
 
+def check_module(network: nn.Module) -> None:
+    """Raises TeacherError for a module whose layers or weights cannot be read at all."""
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TeacherError(
+            "arch: the network is scripted or traced (TorchScript), and its layers cannot be read; "
+            "name the factory that builds it in Python, and give its state dict as weights"
+        )
+    for name, value in network.state_dict().items():
+        if name.endswith("_extra_state"):
+            continue
+        if not isinstance(value, Tensor) or value.is_quantized:
+            raise TeacherError(
+                f"arch: {name} is quantized; build the network in float, before its conversion"
+            )
+        if value.is_meta:
+            raise TeacherError(
+                f"arch: {name} is on the meta device, without values; build the network on the CPU"
+            )
+        if value.layout != torch.strided:
+            raise TeacherError(f"arch: {name} is sparse; build the network with dense weights")
+
+
 def probe(network: nn.Module, input_px: int, num_classes: int) -> Probe:
     """Returns what a network in eval mode does with noise images `(2, 3, input_px, input_px)`.
 
@@ -86,7 +108,7 @@ def _check_batch_norms(passed: Trace) -> None:
     if not passed.batch_norms:
         others = [f"{type(site.module).__name__} {site.name!r}" for site in passed.other_norms[:1]]
         if passed.functional_norms:
-            others.append("F.batch_norm, which cannot be read as modules can: use nn.BatchNorm2d")
+            others.append("BatchNorms in scripted modules or by F.batch_norm: use nn.BatchNorm2d, unscripted")
         raise TeacherError(
             "arch: the network has no BatchNorm2d, whose statistics the inversion matches (R_BN)"
             + (f"; it has {', '.join(others)}" if others else "")
@@ -117,9 +139,9 @@ def _check_gradients(network: nn.Module, x: Tensor, passed: Trace, exit_: Exit) 
                 )
         try:
             # Of the logits first, and alone: a sum would hide that their gradient is zero.
-            torch.autograd.backward(_weighed(logits), retain_graph=True)
+            torch.autograd.backward(weighed_sum(logits), retain_graph=True)
             of_logits = x.grad
-            torch.autograd.backward(sum(map(_weighed, inputs), torch.zeros((), device=x.device)))
+            torch.autograd.backward(sum(map(weighed_sum, inputs), torch.zeros((), device=x.device)))
         except Exception as error:  # the user's network may raise anything
             raise TeacherError(f"arch: the network's backward pass raised {one_line(error)}") from error
     if of_logits is None or not bool(of_logits.any()):
@@ -132,7 +154,7 @@ def _check_gradients(network: nn.Module, x: Tensor, passed: Trace, exit_: Exit) 
     return logits.detach()
 
 
-def _weighed(value: Tensor) -> Tensor:
+def weighed_sum(value: Tensor) -> Tensor:
     """Returns a sum over the values in which no two weigh the same: some are constant in a plain sum."""
     value = value.float().flatten()
     return value @ torch.linspace(0.5, 1.5, len(value), device=value.device)
@@ -141,7 +163,9 @@ def _weighed(value: Tensor) -> Tensor:
 def _missed_norms(passed: Trace) -> list[str]:
     missed = [f"{type(site.module).__name__} {site.name!r}" for site in passed.other_norms]
     if passed.functional_norms:
-        missed.append(f"{passed.functional_norms} by F.batch_norm, which no module shows")
+        missed.append(
+            f"{passed.functional_norms} in scripted modules or by F.batch_norm, which hooks cannot read"
+        )
     if not missed:
         return []
     shown = ", ".join(missed[:3]) + (", ..." if len(missed) > 3 else "")

@@ -65,7 +65,7 @@ class Trace:
 
     batch_norms: the calls of BatchNorm2d in module order; one that the pass does not reach has no site.
     other_norms: the calls of other modules that normalize by running statistics.
-    functional_norms: how many calls of `F.batch_norm` outside of any such module do.
+    functional_norms: how many calls of `F.batch_norm` outside of any such module do, in scripted ones too.
     """
 
     output: Any
@@ -98,7 +98,9 @@ def trace(network: nn.Module, x: Tensor) -> Trace:
     """
     seen: list[tuple[str, nn.Module, int, Tensor, int, Literal["input", "output", "other"]]] = []
     calls: Counter[nn.Module] = Counter()
-    names = {module: name for name, module in network.named_modules() if name}
+    # Scripted modules run outside of Python, and take no hooks.
+    named = network.named_modules()
+    names = {m: name for name, m in named if name and not isinstance(m, torch.jit.ScriptModule)}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = calls[module]

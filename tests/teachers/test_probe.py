@@ -1,5 +1,6 @@
 """Networks that run and would still be inverted wrongly: what is refused, mended, or said of them."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -373,7 +374,8 @@ def test_the_hash_of_a_network_does_not_depend_on_the_class_of_its_batch_norms()
         (Otherwise, "R_BN matches 1 of 2 BatchNorms; it leaves out Otherwise 'bn1'"),
         (
             Functional,
-            "R_BN matches 1 of 2 BatchNorms; it leaves out 1 by F.batch_norm, which no module shows",
+            "R_BN matches 1 of 2 BatchNorms; it leaves out 1 in scripted modules or by F.batch_norm, which "
+            "hooks cannot read",
         ),
     ],
 )
@@ -390,7 +392,52 @@ def test_without_any_that_can_be_matched_the_others_are_named() -> None:
         network
     )
     network.bn1 = Functional(6)
-    assert "it has F.batch_norm, which cannot be read as modules can: use nn.BatchNorm2d" in refusal(network)
+    assert "it has BatchNorms in scripted modules or by F.batch_norm: use nn.BatchNorm2d" in refusal(network)
+
+
+def scripted(module: nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use
+        return torch.jit.script(module.eval())
+
+
+def test_scripted_parts_are_taken_and_their_batch_norms_counted() -> None:
+    network = Net(middle=nn.Identity())
+    network.bn1 = scripted(network.bn1)
+    teacher = teacher_of(network)
+    assert teacher.batch_norm_names == ("bn2",)
+    assert "R_BN matches 1 of 2 BatchNorms; it leaves out 1 in scripted modules" in teacher.notes[0]
+    torch.testing.assert_close(teacher.logits(images()), teacher_of(Net()).logits(images()))
+
+
+def test_a_scripted_network_is_refused() -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert "the network is scripted or traced (TorchScript)" in refusal(scripted(layers))
+
+
+def quantized() -> nn.Module:
+    network = Net()
+    network.extra = torch.ao.nn.quantized.Linear(3, 3)
+    return network
+
+
+def sparse() -> nn.Module:
+    network = Net()
+    network.head.weight = nn.Parameter(network.head.weight.data.to_sparse())
+    return network
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (quantized, "is quantized; build the network in float"),
+        (sparse, "arch: head.weight is sparse; build the network with dense weights"),
+        (lambda: Net().to("meta"), "arch: conv1.weight is on the meta device, without values"),
+    ],
+)
+def test_modules_whose_weights_cannot_be_read(build: Callable[[], nn.Module], line: str) -> None:
+    assert line in refusal(build())
 
 
 class StaysInTraining(nn.BatchNorm2d):
@@ -412,8 +459,9 @@ def test_a_batch_norm_in_train_mode_is_refused(network: nn.Module, name: str) ->
 
 
 def test_a_forward_that_is_not_deterministic_is_noted() -> None:
+    network = Net(middle=lambda x: F.dropout(x, 0.5))
     before = torch.get_rng_state()
-    teacher = teacher_of(Net(middle=lambda x: F.dropout(x, 0.5)))
+    teacher = teacher_of(network)
     assert "forward is not deterministic: two passes of the same images differ by" in teacher.notes[0]
     assert torch.equal(torch.get_rng_state(), before)
 

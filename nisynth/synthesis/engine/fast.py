@@ -11,10 +11,11 @@ import torch
 from nisynth.batch import ImageBatch, Task
 from nisynth.errors import NisynthError, one_line
 from nisynth.synthesis.engine.capture import NotCaptured
-from nisynth.synthesis.engine.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.loop import Inversion
 from nisynth.synthesis.engine.precision import resolve
 from nisynth.synthesis.engine.shortcuts import Shortcuts
+from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.synthesis.inversion.curve import LossCurve
 from nisynth.synthesis.inversion.draws import draw
 from nisynth.synthesis.inversion.memory import is_out_of_memory, out_of_memory, within_memory

@@ -1,6 +1,6 @@
 """The frozen teacher as two straight graphs: one that only gives features, one that only gives losses.
 
-`torch.fx` traces the network. The feature graph ends at the deepest tap, and every BatchNorm that
+`tracing` makes them. The feature graph ends at the deepest tap, and every BatchNorm that
 directly follows a convolution is folded into it: exact, because both are frozen. The observing graph
 keeps its BatchNorms, whose inputs R_BN is about. Both read at the sites of `Teacher.features` and
 `Teacher.observe`, without hooks, so that a compiler sees plain operations; both are compared with them
@@ -9,8 +9,7 @@ before they are used.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, ValuesView
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,14 +19,13 @@ from nisynth.errors import one_line
 from nisynth.synthesis.engine.activations import fuse_activations
 from nisynth.synthesis.engine.normalization import give_moments
 from nisynth.synthesis.engine.precision import FLOAT32
+from nisynth.synthesis.engine.tracing import Untraceable, trace_teacher
 from nisynth.teachers import Teacher
-from nisynth.teachers.trace import Site
+from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
+from nisynth.teachers.probe import weighed_sum
 
 LARGEST_ERROR, LARGEST_ERROR_16_BIT, LARGEST_GROWTH = 1e-3, 2e-2, 1.5
-
-
-class Untraceable(Exception):
-    """The network's forward is no straight graph of operations; the message says why, in one line."""
+LARGEST_GRADIENT_ERROR = 1e-2
 
 
 class FusedTeacher:
@@ -40,7 +38,7 @@ class FusedTeacher:
     batch_norms: the teacher's, in the order in which `observe` returns their inputs.
     notes: one line for each of these that this device cannot have, which is then left out.
     Raises Untraceable when the network cannot be traced, or when its graphs do not give what its own
-    forward gives (relative error over 1e-3 on a random batch, in float32).
+    forward gives (relative error over 1e-3 on a random batch, in float32; 1e-2 of the gradient).
     """
 
     def __init__(
@@ -57,17 +55,19 @@ class FusedTeacher:
         self.batch_norms, self.statistics = teacher.batch_norms, statistics
         self.notes: list[str] = []
         self._dtype, self._memory_format = dtype, memory_format
-        features = _trace(teacher.network, "output", teacher.tap_sites)
+        features = trace_teacher(teacher, "output")
         if folded:
             _fold_batch_norms(features)
-        observing = _trace(teacher.network, "input", teacher.batch_norm_sites)
+        observing = trace_teacher(teacher, "input")
         x = _sample(teacher)
         # Whatever arithmetic the engine will run in: TF32 alone may differ by more than an error is allowed.
-        with FLOAT32.arithmetic(x.device), torch.autocast(x.device.type, enabled=False), torch.no_grad():
+        with FLOAT32.arithmetic(x.device), torch.autocast(x.device.type, enabled=False):
             _compare(teacher, features, observing, x)
             if statistics:
+                _check_batches(teacher)
                 give_moments(observing, teacher.batch_norm_sites, fused=False)
-            of_features, of_observing = features(x), observing(x)
+            with torch.no_grad():
+                of_features, of_observing = features(x.clone()), observing(x.clone())
         self._observing = _in_arithmetic(observing, dtype, memory_format)
         self._features = _in_arithmetic(features, dtype, memory_format)
         if activations:
@@ -75,7 +75,7 @@ class FusedTeacher:
             fuse_activations(fused)
             self._features = self._sound(fused, self._features, x, of_features, "cuDNN's fused activations")
         if statistics and normalization:
-            fused = _trace(teacher.network, "input", teacher.batch_norm_sites)
+            fused = trace_teacher(teacher, "input")
             give_moments(fused, teacher.batch_norm_sites, fused=True)
             fused = _in_arithmetic(fused, dtype, memory_format)
             self._observing = self._sound(
@@ -93,7 +93,8 @@ class FusedTeacher:
         return logits, inputs
 
     def _cast(self, x: Tensor) -> Tensor:
-        return x.to(self._dtype).contiguous(memory_format=self._memory_format)
+        # A copy whatever the type, since some networks write into their input.
+        return x.to(self._dtype, memory_format=self._memory_format, copy=True)
 
     @torch.no_grad()
     def _sound(
@@ -116,56 +117,6 @@ class FusedTeacher:
                 self.notes.append(f"no {what} (it does not give what the separate operations give)")
                 return separate
         return fused
-
-
-class _Tracer(fx.Tracer):
-    """Notes what passes the sites while it traces; a value that is overwritten later is copied there."""
-
-    def __init__(self, what: Literal["input", "output"], sites: Sequence[Site]) -> None:
-        super().__init__()
-        self.values: list[fx.Node | None] = [None] * len(sites)
-        self._what = what
-        self._sites = sites
-        self._index = {(site.module, site.call): i for i, site in enumerate(sites)}
-        self._calls: Counter[nn.Module] = Counter()
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        i = self._index.get((m, self._calls[m]))
-        self._calls[m] += 1
-        if i is not None:
-            node = _first_node(args if self._what == "input" else output)
-            self.values[i] = self.graph.call_method("clone", (node,)) if self._sites[i].copied else node
-        return output
-
-
-def _first_node(value: Any) -> fx.Node:
-    """Returns the node of a proxy, or of the first proxy of a tuple, list or mapping."""
-    parts = value.values() if isinstance(value, Mapping) else value
-    for part in parts if isinstance(parts, (tuple, list, ValuesView)) else (parts,):
-        if isinstance(part, (fx.Proxy, fx.Node)):
-            return part.node if isinstance(part, fx.Proxy) else part
-    raise Untraceable(f"a {type(value).__name__} holds no tensor where one is read")
-
-
-def _trace(network: nn.Module, what: Literal["input", "output"], sites: Sequence[Site]) -> fx.GraphModule:
-    """Returns the graph that gives the sites' values, and the logits before them for `input` sites."""
-    tracer = _Tracer(what, sites)
-    try:
-        graph = tracer.trace(network)
-    except Untraceable:
-        raise
-    except Exception as error:  # the user's network may do anything with a proxy
-        raise Untraceable(f"torch.fx cannot trace the teacher: {one_line(error)}") from error
-    (output,) = graph.find_nodes(op="output")
-    values: list[Any] = list(tracer.values)
-    output.args = (tuple(values if what == "output" else [_first_node(output.args[0]), *values]),)
-    traced = fx.GraphModule(network, graph)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
 
 
 def _fold_batch_norms(traced: fx.GraphModule) -> None:
@@ -203,17 +154,50 @@ def _in_arithmetic(
     return traced
 
 
+def _check_batches(teacher: Teacher) -> None:
+    """Raises Untraceable where a BatchNorm does not read one map for each image: `moments` are by image."""
+    for site in teacher.batch_norm_sites:
+        if site.shape[0] != PROBE_BATCH_SIZE:
+            raise Untraceable(f"BatchNorm2d {site.name!r} reads windows or views folded into the batch")
+
+
 def _compare(teacher: Teacher, features: fx.GraphModule, observing: fx.GraphModule, x: Tensor) -> None:
-    """Raises Untraceable where the graphs disagree with the network they were traced from."""
-    logits, inputs = teacher.observe(x)
-    expected = [logits, *inputs, *teacher.features(x)]
-    try:
-        seen = [*observing(x), *features(x)]
-    except Exception as error:
-        raise Untraceable(f"the teacher's graph does not run: {one_line(error)}") from error
-    for value, wanted in zip(seen, expected, strict=True):
-        if value.shape != wanted.shape or not _error(value, wanted) < LARGEST_ERROR:
-            raise Untraceable("the teacher's graph does not give what its forward gives")
+    """Raises Untraceable where the graphs disagree with the network they were traced from.
+
+    Gradients count too: a graph does not know of `torch.no_grad()` inside of forward.
+    """
+
+    def of_network(x: Tensor) -> list[Tensor]:
+        logits, inputs = teacher.observe(x)
+        return [logits, *inputs]
+
+    for graph, own in ((observing, of_network), (features, teacher.features)):
+        expected, slopes = _values_and_gradients(own, x)
+        try:
+            seen, slopes_seen = _values_and_gradients(graph, x)
+        except Exception as error:
+            raise Untraceable(f"the teacher's graph does not run: {one_line(error)}") from error
+        for value, wanted in zip(seen, expected, strict=True):
+            if value.shape != wanted.shape or not _error(value, wanted) < LARGEST_ERROR:
+                raise Untraceable("the teacher's graph does not give what its forward gives")
+        for slope, wanted in zip(slopes_seen, slopes, strict=True):
+            if not _error(slope, wanted) < LARGEST_GRADIENT_ERROR:
+                raise Untraceable("the gradient of the teacher's graph is not that of its forward")
+
+
+def _values_and_gradients(
+    run: Callable[[Tensor], Sequence[Tensor]], x: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the values of a run at x, and the gradients at x of the first and of all: 0 where none is."""
+    x = x.clone().requires_grad_()
+    slopes: list[Tensor] = []
+    with torch.enable_grad():
+        values = list(run(x.clone()))
+        for some in (values[:1], values):
+            sums = [weighed_sum(value) for value in some if value.requires_grad]
+            slope = torch.autograd.grad(sums, x, retain_graph=True) if sums else (torch.zeros_like(x),)
+            slopes += slope
+    return [value.detach() for value in values], slopes
 
 
 def _sample(teacher: Teacher) -> Tensor:

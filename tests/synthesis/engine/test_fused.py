@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.batch import Normalization
 from nisynth.synthesis.engine.activations import fuse_activations
-from nisynth.synthesis.engine.fused import FusedTeacher, Untraceable
+from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.precision import Precision
+from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.registry import REGISTRY
 
@@ -241,20 +242,31 @@ class Branching(Head):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
-class ForgottenResult(Head):
-    """Writes in place and reads through the old name, which a graph of values cannot say."""
+class WrittenView(Head):
+    """Writes in place through a view, which a graph of values cannot say."""
 
     def forward(self, x):
         x = self.bn(self.conv(x))
-        x.relu_()
+        x.view(-1).relu_()
         return x.mean((2, 3))
+
+
+class WithoutGradient(Head):
+    """A part of forward that a graph would give a gradient."""
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        with torch.no_grad():
+            gate = x.sigmoid()
+        return (x * gate).mean((2, 3))
 
 
 @pytest.mark.parametrize(
     ("network", "message"),
     [
         (Branching, "torch.fx cannot trace the teacher: TraceError: .*control flow"),
-        (ForgottenResult, "the teacher's graph does not give what its forward gives"),
+        (WrittenView, "the teacher's graph does not give what its forward gives"),
+        (WithoutGradient, "the gradient of the teacher's graph is not that of its forward"),
     ],
 )
 def test_what_cannot_be_a_graph_is_refused_in_one_line(network, message):
@@ -352,7 +364,7 @@ def test_sixteen_bits_are_judged_by_their_distance_from_float32():
 
 def test_a_fused_graph_that_is_wrong_is_left_out(shipped_teacher, monkeypatch):
     def wrong(traced):
-        next(iter(traced.children())).weight.data *= 1.1
+        next(traced.parameters()).data *= 1.1
 
     monkeypatch.setattr("nisynth.synthesis.engine.fused.fuse_activations", wrong)
     fused = FusedTeacher(shipped_teacher, torch.bfloat16, activations=True)
