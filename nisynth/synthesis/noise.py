@@ -27,7 +27,7 @@ class NoiseConfig:
 
 
 class NoiseSynthesizer:
-    """Draws each task's images from the task's own seed; no iteration, no curve."""
+    """Draws each task's images from the task's own seed, without a loop and without a curve."""
 
     notes: Sequence[str] = ()
 

@@ -106,7 +106,7 @@ class Teacher:
             self.network(x.clone())
         return values
 
-    def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def logits_and_bn_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the logits `(B, C)` and the input of every BatchNorm2d, in the order of `batch_norms`."""
         with reading(self.batch_norm_sites, "input") as values:
             logits = self.logits(x)

@@ -117,7 +117,7 @@ def test_a_network_from_torchvision(tmp_path: Path) -> None:
         Tap("layer3", 256, 4),
     )
     assert len(teacher.batch_norms) == 20
-    assert len(teacher.observe(torch.zeros(2, 3, 64, 64))[1]) == 20
+    assert len(teacher.logits_and_bn_inputs(torch.zeros(2, 3, 64, 64))[1]) == 20
 
 
 def test_the_shipped_teacher() -> None:

@@ -89,7 +89,7 @@ def write_through_data(x: Tensor) -> Tensor:
 def test_a_network_that_writes_into_its_input_gets_a_copy(write: Callable[[Tensor], Tensor]) -> None:
     teacher, x = teacher_of(Net(first=write)), images()
     expected = teacher_of(Net(first=lambda x: write(x.clone()))).logits(x)
-    for call in (teacher.logits, teacher.features, teacher.observe):
+    for call in (teacher.logits, teacher.features, teacher.logits_and_bn_inputs):
         call(x)
         assert torch.equal(x, images()), call
     torch.testing.assert_close(teacher.logits(x), expected, rtol=0, atol=0)
@@ -214,7 +214,7 @@ class Answer:
 def test_the_logits_are_found_and_said(wrap: Callable[[Tensor], Any], label: str) -> None:
     teacher = teacher_of(Net(last=wrap))
     torch.testing.assert_close(teacher.logits(images()), teacher_of(Net()).logits(images()))
-    torch.testing.assert_close(teacher.observe(images())[0], teacher_of(Net()).logits(images()))
+    torch.testing.assert_close(teacher.logits_and_bn_inputs(images())[0], teacher_of(Net()).logits(images()))
     assert teacher.describe()["logits"].startswith(label)
     pixels = torch.randint(256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     assert torch.equal(teacher.predict(pixels), teacher_of(Net()).predict(pixels))
@@ -477,7 +477,9 @@ class ByKeyword(Net):
 
 def test_modules_may_be_called_by_keyword() -> None:
     teacher, plain = teacher_of(ByKeyword()), teacher_of(Net())
-    for seen, expected in zip(teacher.observe(images())[1], plain.observe(images())[1], strict=True):
+    for seen, expected in zip(
+        teacher.logits_and_bn_inputs(images())[1], plain.logits_and_bn_inputs(images())[1], strict=True
+    ):
         torch.testing.assert_close(seen, expected, rtol=0, atol=0)
 
 

@@ -86,7 +86,7 @@ def resnet20() -> Teacher:
 def test_resnet20_against_a_forward_written_out(resnet20: Teacher) -> None:
     x = images(2, 32)
     logits, stages, inputs = literal_resnet20(resnet20.network.state_dict(), x)
-    seen_logits, seen_inputs = resnet20.observe(x)
+    seen_logits, seen_inputs = resnet20.logits_and_bn_inputs(x)
     torch.testing.assert_close(seen_logits, logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(resnet20.features(x), stages, rtol=1e-4, atol=1e-4)
     assert set(resnet20.batch_norm_names) == set(inputs)
@@ -107,7 +107,7 @@ def test_frozen_and_in_eval_mode(resnet20: Teacher) -> None:
     assert not any(parameter.requires_grad for parameter in resnet20.network.parameters())
     before = {name: value.clone() for name, value in resnet20.network.state_dict().items()}
     x = images(4, 32).requires_grad_()
-    logits, inputs = resnet20.observe(x)
+    logits, inputs = resnet20.logits_and_bn_inputs(x)
     (logits.sum() + sum(value.mean() for value in inputs)).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
@@ -137,9 +137,9 @@ def test_hooks_leave_no_trace() -> None:
     teacher = teacher_of(network)
     assert num_hooks(network) == 0
     teacher.features(images())
-    teacher.observe(images())
+    teacher.logits_and_bn_inputs(images())
     assert num_hooks(network) == 0
-    for call in (teacher.features, teacher.observe):
+    for call in (teacher.features, teacher.logits_and_bn_inputs):
         with pytest.raises(RuntimeError):
             call(torch.zeros(1, 4, 16, 16))
         assert num_hooks(network) == 0
@@ -235,7 +235,7 @@ def test_modules_that_run_twice_are_read_call_by_call() -> None:
     assert teacher.taps == (Tap("act#0", 6, 16), Tap("act#1", 6, 8))
     assert teacher.batch_norm_names == ("bn#0", "bn#1")  # and not the one that never runs
     assert teacher.batch_norms == (teacher.network.bn,) * 2
-    _, inputs = teacher.observe(images())
+    _, inputs = teacher.logits_and_bn_inputs(images())
     features = teacher.features(images())
     assert [value.shape[2] for value in inputs] == [16, 8]
     torch.testing.assert_close(teacher.network.pool(features[0]), inputs[1], rtol=0, atol=0)
@@ -251,7 +251,9 @@ def test_modules_that_run_twice_are_read_call_by_call() -> None:
 def test_logits_are_the_first_tensor(wrap: Callable[[Tensor], object]) -> None:
     plain = teacher_of(OddNet()).logits(images())
     torch.testing.assert_close(teacher_of(OddNet(wrap=wrap)).logits(images()), plain, rtol=0, atol=0)
-    torch.testing.assert_close(teacher_of(OddNet(wrap=wrap)).observe(images())[0], plain, rtol=0, atol=0)
+    torch.testing.assert_close(
+        teacher_of(OddNet(wrap=wrap)).logits_and_bn_inputs(images())[0], plain, rtol=0, atol=0
+    )
 
 
 def test_accuracy_normalizes_and_counts_in_any_batch_size() -> None:

@@ -50,7 +50,7 @@ def _(x, other, weight, bias, stride, padding, dilation, groups):  # type: ignor
 
 
 def fuse_activations(traced: fx.GraphModule) -> None:
-    """Puts each ReLU of a convolution, or of a convolution plus something, into that convolution's call."""
+    """Replaces relu(conv(x)) and relu(conv(x) + other) of a graph by one call each."""
     for relu in list(traced.graph.nodes):
         if not is_relu(traced, relu):
             continue
@@ -68,14 +68,14 @@ def fuse_activations(traced: fx.GraphModule) -> None:
 
 
 def is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Tells whether a node is a ReLU, written in any of torch's ways."""
+    """Says whether a node is a ReLU, in any of torch's spellings."""
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     return node.op in ("call_function", "call_method") and node.target in _RELU
 
 
 def is_add(node: Any) -> bool:
-    """Tells whether something is a node that adds two nodes."""
+    """Says whether this is a node that adds two nodes."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return False
     nodes = all(isinstance(arg, fx.Node) for arg in node.args)
@@ -83,9 +83,9 @@ def is_add(node: Any) -> bool:
 
 
 def _is_lone_convolution(traced: fx.GraphModule, node: Any) -> bool:
-    """Whether this is a convolution whose output nothing else reads, of a shape that cuDNN fuses.
+    """Says whether this is a convolution with one reader, of a shape that cuDNN fuses.
 
-    That is: no groups, and channels that fill the 16 bytes which its 16-bit kernels read at once.
+    That is: no groups, and numbers of channels that fill the 16 bytes which its 16-bit kernels read at once.
     """
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) > 1:
         return False

@@ -1,8 +1,8 @@
 """Compiling a step, and capturing it as a CUDA graph.
 
 What torch.compile generates is cached on disk, in TORCHINDUCTOR_CACHE_DIR (by default a folder of the user
-under the system's temporary one), so that a process that comes later to a node does not pay for it again;
-a node without that folder compiles for about a minute.
+under the system's temporary one), so that the next process on a node finds it; without it, compiling takes
+about a minute.
 """
 
 import hashlib
@@ -21,14 +21,15 @@ COMPILATIONS_PER_PROCESS = 64
 
 
 class NotCaptured(Exception):
-    """The device did not take a step as a CUDA graph; the cause says why."""
+    """A step could not be captured as a CUDA graph; the cause says why."""
 
 
 def compiled(function: Function) -> Function:
     """Returns `function` compiled as one graph for the shapes of its first call, which compiles it."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, COMPILATIONS_PER_PROCESS)
-    # torch does not cache graphs with backward passes of one's own, as their code is in no key; here it is.
+    # torch does not cache graphs with custom backward passes, since their code is not in its cache key. The
+    # tag below puts it there.
     functions: Any = torch._functorch.config
     if hasattr(functions, "autograd_cache_allow_custom_autograd_functions"):
         functions.autograd_cache_allow_custom_autograd_functions = True
@@ -39,7 +40,7 @@ def compiled(function: Function) -> Function:
 
 @cache
 def _code_sha256() -> str:
-    """Returns the sha256 of the code of this package, some of which is compiled."""
+    """Returns the sha256 of the source of nisynth.synthesis, some of which is compiled."""
     sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
@@ -48,8 +49,8 @@ def captured(step: Callable[[], None], rewind: Callable[[], object]) -> Callable
     """Returns what replays one call of `step` on the current CUDA device, as one launch.
 
     `step` may only read and write tensors that live as long as it does, and must not wait for the device.
-    It runs some times before, on a stream of its own, as lazy initialization and the choice of algorithms
-    cannot be captured; `rewind` is called before each. Its memory is private to the graph. Raises
+    It first runs a few times on a stream of its own, because lazy initialization and cuDNN's choice of
+    algorithms cannot be captured; `rewind` is called before each. The graph has memory of its own. Raises
     NotCaptured.
     """
     try:

@@ -32,10 +32,10 @@ class Unserved(Exception):
 
 
 class FastSynthesizer:
-    """Runs Algorithm 1 for one task after another in one long-lived Inversion.
+    """Runs an inversion method for one task after another in one long-lived Inversion.
 
-    notes: one line for each thing that this machine or teacher cannot have; `figures["engine"]` of a batch
-    says how it was made. Raises ConfigError when the device lacks the precision that is asked for.
+    notes: one line for each shortcut that this machine or teacher does not allow; `figures["engine"]` of a
+    batch says how it was made. Raises ConfigError when the device lacks the precision that is asked for.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""The frozen teacher as two straight graphs: one that only gives features, one that only gives losses.
+"""The frozen teacher as two graphs without branches: one computes features, the other what losses need.
 
-`tracing` makes them. The feature graph ends at the deepest tap, and every BatchNorm that
-directly follows a convolution is folded into it: exact, because both are frozen. The observing graph
-keeps its BatchNorms, whose inputs R_BN is about. Both read at the sites of `Teacher.features` and
-`Teacher.observe`, without hooks, so that a compiler sees plain operations; both are compared with them
-before they are used.
+`tracing` makes them. The feature graph ends at the deepest tap, and every BatchNorm that directly follows a
+convolution is folded into it: exact, because both are frozen. The loss graph keeps its BatchNorms, since
+R_BN reads their inputs. Both graphs return the values that `Teacher.features` and
+`Teacher.logits_and_bn_inputs` read with hooks, but without hooks, so that a compiler sees plain operations.
+Both are compared with the teacher's own forward pass before they are used.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nisynth.errors import one_line
 from nisynth.synthesis.engine.activations import fuse_activations
-from nisynth.synthesis.engine.normalization import give_moments
+from nisynth.synthesis.engine.normalization import return_moments
 from nisynth.synthesis.engine.precision import FLOAT32
 from nisynth.synthesis.engine.tracing import Untraceable, trace_teacher
 from nisynth.teachers import Teacher
@@ -29,16 +29,16 @@ LARGEST_GRADIENT_ERROR = 1e-2
 
 
 class FusedTeacher:
-    """A teacher's features and observations as graphs, with the arithmetic of its layers in `dtype`.
+    """A teacher's features, logits and BatchNorm inputs as graphs whose layers compute in `dtype`.
 
-    folded: BatchNorms in the feature graph are. activations: and its ReLUs run with their convolutions, by
-        cuDNN; such features have no gradient.
-    statistics: `observe` gives the `moments` of BatchNorm inputs instead of them. normalization: some by the
-        pass that normalizes.
-    batch_norms: the teacher's, in the order in which `observe` returns their inputs.
-    notes: one line for each of these that this device cannot have, which is then left out.
-    Raises Untraceable when the network cannot be traced, or when its graphs do not give what its own
-    forward gives (relative error over 1e-3 on a random batch, in float32; 1e-2 of the gradient).
+    folded: fold BatchNorms of the feature graph into their convolutions. activations: there, let cuDNN
+        compute convolutions, residual sums and ReLUs in one call; such features have no gradient.
+    statistics: `logits_and_bn_inputs` returns the `moments` of BatchNorm inputs instead of the inputs.
+        normalization: where a ReLU follows, compute these moments in the pass that normalizes.
+    batch_norms: the teacher's, in the order in which `logits_and_bn_inputs` returns their inputs.
+    notes: one line for each of these options that this device does not support; it is then left out.
+    Raises Untraceable when the network cannot be traced, or when its graphs and its own forward pass
+    disagree (relative error over 1e-3 on a random batch, in float32; 1e-2 of the gradient).
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class FusedTeacher:
             _fold_batch_norms(features)
         observing = trace_teacher(teacher, "input")
         x = _sample(teacher)
-        # Whatever arithmetic the engine will run in: TF32 alone may differ by more than an error is allowed.
+        # In IEEE float32, whatever the engine will compute in: TF32 alone differs by more than is allowed.
         with FLOAT32.arithmetic(x.device), torch.autocast(x.device.type, enabled=False):
             _compare(teacher, features, observing, x)
             if statistics:
                 _check_batches(teacher)
-                give_moments(observing, teacher.batch_norm_sites, fused=False)
+                return_moments(observing, teacher.batch_norm_sites, fused=False)
             with torch.no_grad():
                 of_features, of_observing = features(x.clone()), observing(x.clone())
         self._observing = _in_arithmetic(observing, dtype, memory_format)
@@ -76,7 +76,7 @@ class FusedTeacher:
             self._features = self._sound(fused, self._features, x, of_features, "cuDNN's fused activations")
         if statistics and normalization:
             fused = trace_teacher(teacher, "input")
-            give_moments(fused, teacher.batch_norm_sites, fused=True)
+            return_moments(fused, teacher.batch_norm_sites, fused=True)
             fused = _in_arithmetic(fused, dtype, memory_format)
             self._observing = self._sound(
                 fused, self._observing, x, of_observing, "normalization in one read"
@@ -87,8 +87,8 @@ class FusedTeacher:
         values: Sequence[Tensor] = self._features(self._cast(x))
         return list(values)
 
-    def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns logits and the input of every BatchNorm2d, as `Teacher.observe` does, or its moments."""
+    def logits_and_bn_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns logits and the input of every BatchNorm2d, as the teacher does, or each input's moments."""
         logits, *inputs = self._observing(self._cast(x))
         return logits, inputs
 
@@ -100,9 +100,10 @@ class FusedTeacher:
     def _sound(
         self, fused: fx.GraphModule, separate: fx.GraphModule, x: Tensor, exact: Sequence[Tensor], what: str
     ) -> fx.GraphModule:
-        """Returns the fused graph, or the separate one, with a note, where the device cannot run that.
+        """Returns the fused graph, or the separate one and a note where the fused one does not do.
 
-        Or where it is not as near as the separate one to the exact values, which are those in float32.
+        It does not where the device cannot run it, or where its error against `exact`, the values in
+        float32, is clearly larger than that of the separate operations.
         """
         with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
             near = separate(self._cast(x))
@@ -114,7 +115,7 @@ class FusedTeacher:
         allowed = LARGEST_ERROR if self._dtype == torch.float32 else LARGEST_ERROR_16_BIT
         for value, other, wanted in zip(given, near, exact, strict=True):
             if not _error(value, wanted) < LARGEST_GROWTH * _error(other, wanted) + allowed:
-                self.notes.append(f"no {what} (it does not give what the separate operations give)")
+                self.notes.append(f"no {what} (its values differ from those of the separate operations)")
                 return separate
         return fused
 
@@ -143,8 +144,8 @@ def _in_arithmetic(
 ) -> fx.GraphModule:
     """Gives the graph its own copy of the convolutions and linear layers, in `dtype` and layout.
 
-    BatchNorms stay float32, and autocast casts what is no layer; with the weights cast once, it has
-    nothing to do in the loop.
+    BatchNorms stay float32. The weights are cast once, here, so that autocast has no layer left to cast
+    in the loop.
     """
     for target in {str(node.target) for node in traced.graph.find_nodes(op="call_module")}:
         layer = traced.get_submodule(target)
@@ -168,7 +169,7 @@ def _compare(teacher: Teacher, features: fx.GraphModule, observing: fx.GraphModu
     """
 
     def of_network(x: Tensor) -> list[Tensor]:
-        logits, inputs = teacher.observe(x)
+        logits, inputs = teacher.logits_and_bn_inputs(x)
         return [logits, *inputs]
 
     for graph, own in ((observing, of_network), (features, teacher.features)):
@@ -179,7 +180,7 @@ def _compare(teacher: Teacher, features: fx.GraphModule, observing: fx.GraphModu
             raise Untraceable(f"the teacher's graph does not run: {one_line(error)}") from error
         for value, wanted in zip(seen, expected, strict=True):
             if value.shape != wanted.shape or not _error(value, wanted) < LARGEST_ERROR:
-                raise Untraceable("the teacher's graph does not give what its forward gives")
+                raise Untraceable("the teacher's graph and its forward pass give different values")
         for slope, wanted in zip(slopes_seen, slopes, strict=True):
             if not _error(slope, wanted) < LARGEST_GRADIENT_ERROR:
                 raise Untraceable("the gradient of the teacher's graph is not that of its forward")
@@ -206,6 +207,6 @@ def _sample(teacher: Teacher) -> Tensor:
 
 
 def _error(value: Tensor, wanted: Tensor) -> float:
-    # A teacher that gives NaN is a graph like another; its tasks fail by their losses.
+    # A teacher that gives NaN can be traced all the same; its tasks fail because their losses are not finite.
     value, wanted = value.float().nan_to_num(), wanted.float().nan_to_num()
     return float(torch.linalg.vector_norm(value - wanted) / torch.linalg.vector_norm(wanted).clamp_min(1e-12))

@@ -1,10 +1,9 @@
 """BatchNorm, residual sum, ReLU and the moments for R_BN in one read of the map.
 
-The compiler makes two kernels of these, as one writes every value and the other sums over them, and so
-reads each BatchNorm's input twice. The operator is one Triton kernel on a GPU (`normalization_kernel`) and
-the plain operations on a CPU, for the tests. Its backward pass is plain operations everywhere: there the
-compiler joins it with its neighbours, and finds what the ReLU let through again from the input that it
-must read anyway.
+torch's compiler makes two kernels of these, one that writes every value and one that sums over them, and so
+reads each BatchNorm's input twice. This operator is one Triton kernel on a GPU (`normalization_kernel`) and
+the plain operations on a CPU, for the tests. Its backward pass is plain operations everywhere, which the
+compiler joins with their neighbours.
 """
 
 import operator
@@ -53,9 +52,15 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _gradients(ctx: Any, of_y: Tensor, of_moments: Tensor) -> tuple[Tensor | None, ...]:
-    """Returns the gradients of x and other; with M = HW, moments give 1 / M and 2 d / M to x."""
+    """Returns the gradients of x and other, from those of relu(d * scale + bias + other) and of the moments.
+
+    With M = HW pixels, first = sum(d) / M and second = sum(d^2) / M, so that d first / dx = 1 / M and
+    d second / dx = 2 d / M: a constant and a multiple of d for each image and channel.
+    """
     x, y, mean, scale, bias = ctx.saved_tensors
     d = _distance(x, mean)
+    # Where the ReLU let a value through. Without `other` that follows from x, which must be read anyway for
+    # d; so y need not be kept. With `other`, keeping y is cheaper than keeping `other`.
     passed = _affine(d, scale, bias) > 0 if y is None else y > 0
     of_sum = torch.where(passed, of_y, 0.0)
     offset, slope = (of_moments / (x.shape[2] * x.shape[3]))[..., None, None].unbind(1)
@@ -74,10 +79,10 @@ def _affine(d: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return d * scale[:, None, None] + bias[:, None, None]
 
 
-def give_moments(traced: fx.GraphModule, sites: Sequence[Site], *, fused: bool) -> None:
-    """Makes a graph that ends in (logits, each site's BatchNorm input) end in (logits, their `moments`).
+def return_moments(traced: fx.GraphModule, sites: Sequence[Site], *, fused: bool) -> None:
+    """Makes a graph that returns (logits, each site's BatchNorm input) return their `moments` instead.
 
-    fused: where a ReLU follows, directly or behind a sum, they come from the pass that normalizes.
+    fused: where a ReLU follows, directly or behind a sum, `norm_relu` computes them with both.
     """
     (output,) = traced.graph.find_nodes(op="output")
     calls = dict(_calls(traced))
@@ -105,7 +110,7 @@ def give_moments(traced: fx.GraphModule, sites: Sequence[Site], *, fused: bool) 
 
 
 def _remembered(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
-    """Returns the mean, and the scale and bias that a distance from it is given."""
+    """Returns a BatchNorm as relu's argument d * scale + bias, with d the distance from its mean."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()

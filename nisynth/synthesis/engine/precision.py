@@ -1,4 +1,4 @@
-"""Which arithmetic a device is asked to compute in, and whether it can.
+"""The engine's arithmetic, and whether a device supports it.
 
 Statistics, norms, softmax, the head, the optimizer and the rendering of the result are float32 in each.
 `float32` is IEEE throughout; `tf32` rounds the factors of convolutions to TF32; `bfloat16` and `float16`
@@ -22,7 +22,7 @@ FLOAT16_LOSS_SCALE, FULL_SCALE_BATCH = 4096.0, 64
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision that its device can do. loss_scale: a power of two, for the loss of large batches."""
+    """An arithmetic that the device supports. loss_scale: a power of two, for the loss of large batches."""
 
     name: str
     dtype: torch.dtype = torch.float32
@@ -37,8 +37,8 @@ class Precision:
     def arithmetic(self, device: torch.device) -> Iterator[None]:
         """Runs its block on `device` with this float32 arithmetic, and restores the settings after.
 
-        Matrix products stay IEEE float32 with `tf32` too: the compiler (seen with torch 2.11) refuses to work
-        where theirs has been changed by the one interface that torch does not call deprecated.
+        Matrix products stay IEEE float32 with `tf32` too: torch 2.11's compiler raises where their precision
+        was set through this interface, the only one that is not deprecated.
         """
         # mypy does not see the members that this module defines by other means.
         backends: Any = torch.backends
@@ -67,7 +67,7 @@ class Precision:
 
 @contextmanager
 def untuned() -> Iterator[None]:
-    """Runs its block with the algorithms that cuDNN guesses: to try them all costs what runs once more."""
+    """Runs its block without cuDNN's search for algorithms, which does not pay for what runs once."""
     cudnn: Any = torch.backends.cudnn
     before = cudnn.benchmark
     cudnn.benchmark = False
@@ -97,7 +97,7 @@ def resolve(asked: str, device: torch.device) -> Precision:
         return _ALL["bfloat16" if "bfloat16" in able else "float32"]
     if asked not in able:
         raise ConfigError(
-            f"engine.precision {asked!r}: {_name(device)} has no units for it; "
+            f"engine.precision {asked!r}: {_name(device)} does not support it; "
             f"set engine.precision to auto or {' or '.join(able)}"
         )
     return _ALL[asked]

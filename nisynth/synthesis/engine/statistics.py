@@ -1,9 +1,10 @@
 """R_BN from the moments of each BatchNorm's input, which one pass over that input gives.
 
-A layer's term is about E[d] and E[d^2], where d is the distance from the mean that the teacher remembers:
-subtracting a value near the true mean first is what keeps E[d^2] - E[d]^2 from cancelling. Both sums come
-from one read. From there on the channels of all layers lie side by side, since on a GPU a kernel for each
-layer's few hundred numbers costs more than its arithmetic; the gradient, written out, reads each input once.
+A layer's term needs E[d] and E[d^2], where d is the distance from the teacher's running mean. The batch's
+own mean is near that one, so E[d^2] - E[d]^2 loses few digits to cancellation. Both sums come from one read
+of the input. From there on the channels of all layers lie side by side, since on a GPU a kernel for each
+layer's few hundred numbers costs more than its arithmetic. The gradient is written out, so that it reads
+each input once.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def moments(x: Tensor, mean: Tensor) -> Tensor:
 def sum_over_images(moments: Sequence[Tensor]) -> Tensor:
     """Returns the sums over the first dimension of `(B, 2, C_i)`, side by side: `(2, sum C_i)`.
 
-    An operator, because torch lays all of them side by side in one launch, its compiler in one for each.
+    An operator of its own, because torch concatenates all of them in one launch, its compiler in one each.
     """
     return torch.cat(list(moments), 2).sum(0)
 
@@ -58,7 +59,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 class FeatureDistribution:
     """R_BN (Eq. 3) of one teacher: what `priors.feature_distribution` computes, for any precision.
 
-    Reads what the BatchNorms remember once, when it is made.
+    Reads the running statistics once, when it is made.
     """
 
     def __init__(

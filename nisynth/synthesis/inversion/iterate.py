@@ -11,11 +11,11 @@ ALIGNMENT = 64
 
 
 class KeptIterate:
-    """The iterate that will be rendered: one flat copy of theta, chosen without asking a GPU.
+    """The iterate that will be rendered: a copy of theta, chosen without making the host wait for a GPU.
 
-    theta moves into one flat tensor, of which its tensors become parts, so that keeping it is one pass.
-    With `best` that is the iterate of lowest total loss so far (strictly lower, float32); with `last` the
-    latest whose loss was seen. All state stays on the device and is updated in place.
+    theta moves into one flat tensor, of which its tensors become views, so that one copy keeps all of it.
+    `best` keeps the iterate of lowest total loss so far (strictly lower, float32), `last` the latest whose
+    loss was considered. All state stays on the device and is updated in place.
     """
 
     def __init__(self, theta: Sequence[Tensor], select: Literal["best", "last"]) -> None:
@@ -37,7 +37,7 @@ class KeptIterate:
 
     @torch.no_grad()
     def consider(self, total: Tensor, iteration: int | Tensor) -> None:
-        """Takes note of the loss of the present theta; call it before the optimizer's step."""
+        """Keeps the present theta if its loss says so; call it before the optimizer's step."""
         # Everything below is decided on the device: `if better` would make the host wait for a GPU in each
         # iteration, and a CUDA graph cannot branch. NaN compares as not better.
         better = total < self.best_total

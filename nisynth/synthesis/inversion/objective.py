@@ -20,9 +20,9 @@ class Observed(Protocol):
 
     @property
     def batch_norms(self) -> Sequence[nn.BatchNorm2d]:
-        """The layers whose inputs `observe` returns, in its order."""
+        """The layers whose inputs `logits_and_bn_inputs` returns, in its order."""
 
-    def observe(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def logits_and_bn_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns logits `(B, C)` and the input of every BatchNorm2d, or what an engine's R_BN reads."""
 
 
@@ -78,7 +78,7 @@ def losses(terms: Sequence[Term], teacher: Observed, images: Tensor, labels: Ten
 
     The teacher runs once for all terms.
     """
-    seen = Seen(images, labels, *teacher.observe(images))
+    seen = Seen(images, labels, *teacher.logits_and_bn_inputs(images))
     values = [term.value(seen) for term in terms]
     total = terms[0].weight * values[0]
     for term, value in zip(terms[1:], values[1:], strict=True):

@@ -1,12 +1,14 @@
 """Exact rewritings of the generator and the pyramid: the same function of the same parameters, cheaper.
 
-Nearest upsampling commutes with a 1x1 convolution, so m_l's comes before it; there it meets the 3x3
-convolution that precedes it, and two linear maps are one. Upsampling to twice the side and then
-convolving 3x3 is one transposed convolution of 4x4 and stride 2: per image pixel 4 products instead of 9
-and no upsampled map in memory. A 1x1 convolution of three channels is nine scaled channels, which a
-compiler joins with what comes before and after. In exact arithmetic nothing changes; in float32 only the
-rounding does. Maps keep the layout they come in, as convolutions do: on a GPU, one map with the channels
-outermost among others with the channels innermost costs two passes to turn it around and back.
+- Nearest upsampling commutes with a 1x1 convolution, so the one of m_l runs before the upsampling. There it
+  directly follows the 3x3 convolution, and the two are composed into one.
+- Upsampling to twice the side and then convolving 3x3 is one transposed convolution of 4x4 and stride 2: 4
+  products per image pixel instead of 9, and no upsampled map in memory.
+- The head's 1x1 convolution of three channels is nine scaled channels, which a compiler joins with its
+  neighbours.
+
+In exact arithmetic nothing changes; in float32 only the rounding does. Maps keep the layout they come in, as
+convolutions do: on a GPU, a single map in another layout costs two passes to convert it and back.
 """
 
 from collections.abc import Sequence

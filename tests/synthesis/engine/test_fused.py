@@ -66,7 +66,10 @@ def assert_stands_for(fused, teacher, error=1e-4):
     x = images(teacher.input_px)
     with torch.no_grad():
         assert_close(fused.features(x), teacher.features(x), error)
-        (logits, inputs), (wanted, wanted_inputs) = fused.observe(x), teacher.observe(x)
+        (logits, inputs), (wanted, wanted_inputs) = (
+            fused.logits_and_bn_inputs(x),
+            teacher.logits_and_bn_inputs(x),
+        )
     assert_close([logits, *inputs], [wanted, *wanted_inputs], error)
 
 
@@ -86,7 +89,9 @@ def test_registered_teachers_lose_every_batch_norm_in_the_feature_pass(arch):
     own = operations(lambda: teacher.features(images(32)))
     assert own["native_batch_norm"] == len(teacher.batch_norms)
     assert operations(lambda: fused.features(images(32)))["native_batch_norm"] == 0
-    assert operations(lambda: fused.observe(images(32)))["native_batch_norm"] == len(teacher.batch_norms)
+    assert operations(lambda: fused.logits_and_bn_inputs(images(32)))["native_batch_norm"] == len(
+        teacher.batch_norms
+    )
 
 
 def test_the_feature_pass_ends_at_the_deepest_tap():
@@ -111,7 +116,10 @@ def test_without_folding_nothing_changes_but_the_hooks(odd_teacher):
 def test_gradients_reach_the_image_and_no_weight(odd_teacher):
     x = images().requires_grad_()
     fused = FusedTeacher(odd_teacher)
-    for graph, own in ((fused.features, odd_teacher.features), (fused.observe, odd_teacher.observe)):
+    for graph, own in (
+        (fused.features, odd_teacher.features),
+        (fused.logits_and_bn_inputs, odd_teacher.logits_and_bn_inputs),
+    ):
         flat = [torch.utils._pytree.tree_leaves(f(x)) for f in (graph, own)]
         given, wanted = (torch.autograd.grad(sum((t**2).sum() for t in part), x)[0] for part in flat)
         torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-3)
@@ -265,7 +273,7 @@ class WithoutGradient(Head):
     ("network", "message"),
     [
         (Branching, "torch.fx cannot trace the teacher: TraceError: .*control flow"),
-        (WrittenView, "the teacher's graph does not give what its forward gives"),
+        (WrittenView, "the teacher's graph and its forward pass give different values"),
         (WithoutGradient, "the gradient of the teacher's graph is not that of its forward"),
     ],
 )
@@ -369,4 +377,4 @@ def test_a_fused_graph_that_is_wrong_is_left_out(shipped_teacher, monkeypatch):
     monkeypatch.setattr("nisynth.synthesis.engine.fused.fuse_activations", wrong)
     fused = FusedTeacher(shipped_teacher, torch.bfloat16, activations=True)
     (note,) = fused.notes
-    assert note == "no cuDNN's fused activations (it does not give what the separate operations give)"
+    assert note == "no cuDNN's fused activations (its values differ from those of the separate operations)"

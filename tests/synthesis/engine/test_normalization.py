@@ -147,7 +147,7 @@ def observed(teacher, **options):
     fused = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True, **options)
     assert fused.notes == []
     x = values(4, 3, teacher.input_px, teacher.input_px, seed=1).requires_grad_()
-    logits, of_layers = fused.observe(x)
+    logits, of_layers = fused.logits_and_bn_inputs(x)
     loss = logits.square().sum() + sum(m.square().sum() for m in of_layers)
     return fused, [logits, *of_layers, *torch.autograd.grad(loss, [x])]
 
@@ -203,5 +203,5 @@ def test_a_device_that_cannot_run_it_does_without_and_says_so(shipped_teacher, m
     monkeypatch.setattr("nisynth.synthesis.engine.normalization._affine", broken)
     fused = FusedTeacher(shipped_teacher, statistics=True, normalization=True)
     assert fused.notes == ["no normalization in one read (RuntimeError: no kernel image is available)"]
-    logits, _ = fused.observe(values(2, 3, 32, 32))
+    logits, _ = fused.logits_and_bn_inputs(values(2, 3, 32, 32))
     assert logits.shape == (2, 10)

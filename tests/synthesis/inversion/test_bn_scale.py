@@ -53,7 +53,7 @@ def tiny_teacher() -> Teacher:
 
 
 def r_bn(teacher: Teacher, images: Tensor, bn_scale: BNScale) -> float:
-    _, inputs = teacher.observe(images)
+    _, inputs = teacher.logits_and_bn_inputs(images)
     return float(feature_distribution(inputs, teacher.batch_norms, bn_scale=bn_scale))
 
 
