@@ -16,7 +16,7 @@ from nisynth.commits import Receipt
 from nisynth.errors import FailureKind, LossKind, one_line
 from nisynth.execution.ledger import Attempt
 
-QUEUED_EVENTS = 10_000
+MOST_WAITING = 10_000
 CLOSE_S = 5.0
 
 
@@ -134,11 +134,15 @@ Listener = Callable[[Event], None]
 class Broadcast:
     """Tells events to listeners, each in a thread of its own; a listener itself.
 
-    As a context manager it ends with `Ended` and waits up to 5 s for what listeners still have to say.
+    As a context manager it ends with `Ended` and waits up to `close_s` for what listeners still have to
+    say. most_waiting: events that wait for one listener; what comes when there are as many is left out.
     """
 
-    def __init__(self, listeners: Iterable[Listener]) -> None:
-        self._threads = [_ListenerThread(listener, self._failed) for listener in listeners]
+    def __init__(
+        self, listeners: Iterable[Listener], *, most_waiting: int = MOST_WAITING, close_s: float = CLOSE_S
+    ) -> None:
+        self._close_s = close_s
+        self._threads = [_ListenerThread(listener, most_waiting, self._failed) for listener in listeners]
 
     def __call__(self, event: Event) -> None:
         for thread in self._threads:
@@ -149,7 +153,7 @@ class Broadcast:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self(Ended("" if error is None else one_line(error)))
-        deadline_s = time.monotonic() + CLOSE_S
+        deadline_s = time.monotonic() + self._close_s
         for thread in self._threads:
             thread.close(deadline_s - time.monotonic())
 
@@ -164,11 +168,14 @@ class _ListenerThread:
     """Calls one listener for the events of a bounded queue; what does not fit is left out."""
 
     def __init__(
-        self, listener: Listener, on_failure: Callable[["_ListenerThread", BaseException], None]
+        self,
+        listener: Listener,
+        most_waiting: int,
+        on_failure: Callable[["_ListenerThread", BaseException], None],
     ) -> None:
         self.name = getattr(listener, "__qualname__", type(listener).__name__)
         self._listener, self._on_failure = listener, on_failure
-        self._events: queue.Queue[Event] = queue.Queue(QUEUED_EVENTS)
+        self._events: queue.Queue[Event] = queue.Queue(most_waiting)
         # A daemon: a listener that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._call, daemon=True, name=f"listener {self.name}")
         self._thread.start()

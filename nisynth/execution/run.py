@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 
@@ -21,6 +22,7 @@ from nisynth.errors import BudgetExceeded, PlanMismatch, Stalled
 from nisynth.execution import COMPLETE, PARTIAL, RunReport
 from nisynth.execution.crew import Crew
 from nisynth.execution.drive import Drive
+from nisynth.execution.event_log import EventLog
 from nisynth.execution.events import Broadcast, Listener, Note
 from nisynth.execution.schedule import Rules
 from nisynth.execution.stored import StoredCommits
@@ -65,7 +67,7 @@ def run(
         check_engine(config.method, config.engine, device)
     joined = begin(config, store)
     executed = 0
-    with Broadcast(listeners) as tell:
+    with Broadcast([EventLog(joined.store, uuid4().hex), *listeners]) as tell:
         if joined.is_sealed():
             _refuse_missing(joined)
             tell(Note(f"{store}: complete already; nothing to run"))
