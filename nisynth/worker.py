@@ -12,14 +12,13 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from nisynth import __version__
 from nisynth.batch import ImageBatch
 from nisynth.commits import Commit, Outcome, Receipt, Run
+from nisynth.commits.rejected import CANARY, reject
 from nisynth.config import RunConfig
 from nisynth.errors import NisynthError, PlanMismatch, Stopped, StorageError, TaskFailure, one_line
 from nisynth.plan import make_plan
@@ -101,47 +100,60 @@ class Worker:
         compute begins. Raises TaskFailure (`not_finite`, `out_of_memory`, `quality_gate`, `raised`),
         StorageError.
         """
-        task = self.plan[index]
         with self._compute:
             clock, started_at = _Stopwatch(), time.time()
             if on_step is not None:
                 on_step(0, {})
-            try:
-                batch = self.synthesizer.synthesize(task, on_step)
-                clock.lap("synthesize")
-                accuracy = self._judge(batch)
-            except NisynthError:
-                raise
-            except Exception as error:  # anyone's network runs in there, and may raise anything
-                message = f"task {index}: {one_line(error)}"
-                raise TaskFailure("raised", message, traceback.format_exc()) from error
-            clock.lap("judge")
+            batch, accuracy = self._synthesize(index, on_step, clock)
+        refused = self._refused(index, accuracy)
+        if refused is not None and index != CANARY:
+            raise refused
         data = encode(batch, self.config.output, self.teacher.normalization, self.teacher.classes)
         clock.lap("encode")
-        shard = self.run.put_shard(index, attempt, data)
-        clock.lap("put")
-        figures = {**batch.figures, "teacher_accuracy": accuracy}
-        if self.synthesizer.notes:  # what the engine could not do on this machine
-            figures["engine_notes"] = list(self.synthesizer.notes)
-        commit = self._record(batch, attempt, shard, data, figures, clock.laps | batch.timings_s, started_at)
+        try:
+            shard = self.run.put_shard(index, attempt, data)
+            clock.lap("put")
+            commit = self._record(batch, attempt, shard, data, accuracy, clock, started_at)
+            if refused is not None:
+                reject(self.run, commit, str(refused))
+        except StorageError:
+            if refused is None:
+                raise
+            # What a person needs to hear is why the canary was refused, not that its images were not stored.
+        if refused is not None:
+            raise refused
         if self.config.execution.single_writer:
             return self._receipt(commit, "unknown", clock, commit)
         outcome = self.run.commit(commit)
         clock.lap("commit")
         return self._receipt(commit, outcome, clock)
 
-    def _judge(self, batch: ImageBatch) -> float:
-        images, labels = batch.kept
-        pixels = self.teacher.normalization.to_pixels(images, self.config.output.pixels)
-        accuracy = self.teacher.accuracy(pixels.to(self.device), labels.to(self.device))
+    def _synthesize(
+        self, index: int, on_step: StepCallback | None, clock: "_Stopwatch"
+    ) -> tuple[ImageBatch, float]:
+        """Returns the batch of a task, and the accuracy of the teacher, 0..1, on its decoded images."""
+        try:
+            batch = self.synthesizer.synthesize(self.plan[index], on_step)
+            clock.lap("synthesize")
+            images, labels = batch.kept
+            pixels = self.teacher.normalization.to_pixels(images, self.config.output.pixels)
+            accuracy = self.teacher.accuracy(pixels.to(self.device), labels.to(self.device))
+        except NisynthError:
+            raise
+        except Exception as error:  # anyone's network runs in there, and may raise anything
+            raise TaskFailure("raised", f"task {index}: {one_line(error)}", traceback.format_exc()) from error
+        clock.lap("judge")
+        return batch, accuracy
+
+    def _refused(self, index: int, accuracy: float) -> TaskFailure | None:
         gate = self.config.execution.quality_gate
-        if not accuracy >= gate:
-            raise TaskFailure(
-                "quality_gate",
-                f"task {batch.task.index}: the teacher recognises {accuracy:.1%} of the decoded images,"
-                f" under execution.quality_gate {gate:.1%}; check teacher.mean/std and method.iterations",
-            )
-        return accuracy
+        if accuracy >= gate:
+            return None
+        return TaskFailure(
+            "quality_gate",
+            f"task {index}: the teacher recognises {accuracy:.1%} of the decoded images,"
+            f" under execution.quality_gate {gate:.1%}; check teacher.mean/std and method.iterations",
+        )
 
     def _record(
         self,
@@ -149,10 +161,14 @@ class Worker:
         attempt: str,
         shard: str,
         data: bytes,
-        figures: Mapping[str, Any],
-        timings_s: Mapping[str, float],
+        accuracy: float,
+        clock: "_Stopwatch",
         started_at: float,
     ) -> Commit:
+        figures = {**batch.figures, "teacher_accuracy": accuracy}
+        if self.synthesizer.notes:  # what the engine could not do on this machine
+            figures["engine_notes"] = list(self.synthesizer.notes)
+        timings_s = clock.laps | batch.timings_s
         return Commit(
             task=batch.task.index,
             attempt=attempt,
@@ -163,7 +179,7 @@ class Worker:
             seed=batch.task.seed,
             fingerprint=self.plan.fingerprint,
             curve=batch.curve,
-            figures=dict(figures),
+            figures=figures,
             timings_s={stage: round(seconds, 6) for stage, seconds in timings_s.items()},
             device=torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.machine(),
             versions=self._versions,

@@ -93,7 +93,7 @@ def test_the_quality_gate_stops_before_anything_is_stored(tmp_path: Path) -> Non
     with pytest.raises(
         TaskFailure, match=r"under execution\.quality_gate 100\.0%; check teacher\.mean/std"
     ) as caught:
-        worker.execute(0, str(uuid4()))
+        worker.execute(1, str(uuid4()))
     assert caught.value.kind == "quality_gate"
     assert keys(run.store, "data/") == []
     assert run.committed() == set()

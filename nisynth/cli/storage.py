@@ -16,6 +16,7 @@ from nisynth.commits import Commit, Run
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
+from nisynth.commits.rejected import read_rejected
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable, shown_shards
@@ -98,17 +99,21 @@ def logs(
         _print(format_failure(log.task, last.kind, last.message))
     end = f"`nisynth logs {url} --task N` shows all of one; mend the cause, then `nisynth retry {url}`"
     _print(end if quarantined else "no task is quarantined")
+    rejected = read_rejected(opened)
+    if rejected is not None:
+        _print(f"the canary failed: {rejected.message}; `nisynth logs {url} --task 0` shows its losses")
 
 
 def _draw_curve(log: TaskLog, path: str) -> None:
     from nisynth.report.curves import loss_terms
     from nisynth.report.pictures import write_file
 
-    if log.commit is None or not log.commit.curve:
+    batch = log.commit or (log.rejected and log.rejected.batch)
+    if not batch or not batch.curve:
         raise ConfigError(
             f"logs --curve: task {log.task} has no loss curve; it is not committed, or logged none"
         )
-    write_file(path, loss_terms(log.commit.curve, f"task {log.task}"))
+    write_file(path, loss_terms(batch.curve, f"task {log.task}"))
 
 
 def _failures(log: TaskLog) -> list[dict[str, str]]:
@@ -118,21 +123,30 @@ def _failures(log: TaskLog) -> list[dict[str, str]]:
 def _print_task(log: TaskLog) -> None:
     if log.commit is not None:
         _print_commit(log.commit)
-    elif log.state == "open":
+    elif log.state == "open" and log.rejected is None:
         _print(f"task {log.task}: not committed, not quarantined yet")
-    else:
+    elif log.state == "quarantined":
         _print(f"task {log.task}: quarantined; failures recorded: {len(log.failures)}")
         for number, failure in enumerate(log.failures, 1):
             _print(f"failure {number}, {failure.kind}")
             for line in failure.message.splitlines():
                 _print(f"  {line}")
+    if log.rejected is not None:
+        _print(f"failed the quality gate: {log.rejected.message}")
+        _print_facts(log.rejected.batch)
 
 
 def _print_commit(commit: Commit) -> None:
     _print(f"task {commit.task}: committed, {commit.rows} images, {commit.bytes / 1e6:,.3f} MB")
+    _print_facts(commit)
+
+
+def _print_facts(commit: Commit) -> None:
     facts = {
         "attempt": commit.attempt,
         "shard": commit.shard,
+        "worker": commit.worker,
+        "started": _moment(commit.started_at),
         "finished": _moment(commit.finished_at),
         "device": commit.device or "unknown",
         "versions": _pairs(commit.versions),

@@ -16,14 +16,16 @@ from nisynth.commits.status import Status, watch
 from nisynth.progress import format_seconds, printable
 
 
-def describe(found: Status) -> tuple[str, str]:
-    """Returns a status in two lines."""
+def describe(found: Status) -> list[str]:
+    """Returns a status in two lines, and a third for a canary that failed the quality gate."""
     eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
     state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
-    return f"{found.url}: {state}", (
+    counts = (
         f"{found.committed:,} of {found.planned:,} tasks committed, {found.quarantined:,} quarantined,"
         f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
     )
+    canary = f"the canary failed: {found.canary}; `nisynth preview {found.url}` draws its images"
+    return [f"{found.url}: {state}", counts, *([canary] if found.canary else [])]
 
 
 def follow(

@@ -4,11 +4,12 @@ A quarantine record may come from anyone who can write to the bucket, so it is r
 be only where its fields have the right types; the rest is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
+from nisynth.commits.rejected import CANARY, Rejected, read_rejected
 from nisynth.commits.run import Run
 
 
@@ -25,12 +26,16 @@ DAMAGED = Failed("unknown", "its quarantine record is damaged")
 
 @dataclass(frozen=True)
 class TaskLog:
-    """One task. commit: of a committed one. failures: of a quarantined one, oldest first."""
+    """One task. commit: of a committed one. failures: of a quarantined one, oldest first.
+
+    rejected: of the canary that failed the quality gate and is not committed since.
+    """
 
     task: int
     state: Literal["committed", "quarantined", "open"]
     commit: Commit | None = None
     failures: tuple[Failed, ...] = ()
+    rejected: Rejected | None = None
 
 
 def task_log(run: Run, task: int) -> TaskLog:
@@ -40,7 +45,10 @@ def task_log(run: Run, task: int) -> TaskLog:
     """
     run.require_task(task)
     commit = run.read(task)
-    return _quarantine_log(run, task) if commit is None else TaskLog(task, "committed", commit=commit)
+    if commit is not None:
+        return TaskLog(task, "committed", commit=commit)
+    rejected = read_rejected(run) if task == CANARY else None
+    return replace(_quarantine_log(run, task), rejected=rejected)
 
 
 def quarantine_logs(run: Run) -> list[TaskLog]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
+from nisynth.commits.rejected import read_rejected
 from nisynth.commits.run import Run
 from nisynth.errors import DataError, StorageError
 
@@ -16,7 +17,10 @@ PATIENCE = 5
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run. `eta_s`: at the pace of the last commits; 0 when complete, None when unknown."""
+    """The state of a run. `eta_s`: at the pace of the last commits; 0 when complete, None when unknown.
+
+    canary: why task 0 failed the quality gate, while it is not committed.
+    """
 
     url: str
     fingerprint: str
@@ -26,6 +30,7 @@ class Status:
     images: int
     complete: bool
     eta_s: float | None
+    canary: str = ""
 
     @property
     def settled(self) -> bool:
@@ -40,6 +45,7 @@ def status(run: Run) -> Status:
     quarantined = run.quarantined(committed)
     complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
+    rejected = None if committed else read_rejected(run)
     return Status(
         url=run.store.url,
         fingerprint=run.plan.fingerprint,
@@ -49,6 +55,7 @@ def status(run: Run) -> Status:
         images=sum(run.plan.rows(task) for task in committed),
         complete=complete,
         eta_s=0.0 if complete else _eta_s(run, committed, left),
+        canary="" if rejected is None else rejected.message,
     )
 
 

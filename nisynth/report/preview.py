@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nisynth.commits import Run
+from nisynth.commits.rejected import read_rejected
 from nisynth.errors import ConfigError, IncompleteRun
 from nisynth.report.contact_sheet import contact_sheet
 from nisynth.report.pictures import write_png
@@ -18,18 +19,25 @@ def draw_preview(run: Run, output: str, rows: int) -> int:
     """Draws up to `rows` images of every class into the PNG file `output`; returns how many it drew.
 
     At most 16 shards are read, evenly spread over the committed tasks, and every class takes its images
-    from as many of them as it can, since images of one shard share a generator. Raises IncompleteRun when
-    nothing is committed yet, DataError for a damaged shard, ConfigError when the file cannot be written.
+    from as many of them as it can, since images of one shard share a generator. While nothing is committed,
+    they are those of a canary that failed the quality gate. Raises IncompleteRun when there is none either,
+    DataError for a damaged shard, ConfigError when the file cannot be written.
     """
     if rows < 1:
         raise ConfigError(f"--rows {rows}: must be at least 1, the number of images of each class")
     tasks = sorted(run.committed())
-    if not tasks:
+    rejected = None if tasks else read_rejected(run)
+    if rejected is not None:
+        shard = run.read_shard(rejected.batch)
+        parts = [(shard.pixels, shard.labels)]
+    elif tasks:
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(lambda task: _read(run, task), _spread(run, tasks, rows))
+            parts = [part for part in read if part]
+    else:
         raise IncompleteRun(
             f"{run.store.url}: no task is committed yet, so there is no image to draw; wait for one"
         )
-    with ThreadPoolExecutor(READERS) as pool:
-        parts = [part for part in pool.map(lambda task: _read(run, task), _spread(run, tasks, rows)) if part]
     if not parts:
         raise IncompleteRun(
             f"{run.store.url}: its commits were removed meanwhile; run it again, then preview"
