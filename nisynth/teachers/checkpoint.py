@@ -1,92 +1,162 @@
-"""Weights from a file or an object: safetensors, or what `torch.save` wrote, tensors only.
-
-Nothing in a weights file is ever executed: pickles go through `torch.load(weights_only=True)`.
-"""
+"""Weights from local files and URLs, fitted to a network, and the hash that a run knows them by."""
 
 import hashlib
-import io
-import json
-import pickle
-import re
-import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.storage import NotFound, read_url
+from nisynth.teachers.download import download, is_remote
+from nisynth.teachers.formats import StateDict, parse
 
-NESTS = ("state_dict", "model", "net")
+EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Tensors by name, floating ones as float32, and a safetensors file's metadata.
+    """The state dicts of one file, likeliest first, and a safetensors file's metadata.
 
     `source` is the path or URL, for messages.
     """
 
     source: str
-    tensors: dict[str, Tensor]
+    state_dicts: tuple[StateDict, ...]
     metadata: dict[str, str] = field(default_factory=dict)
 
-    def load_into(self, network: nn.Module, arch: str) -> None:
-        """Copies the tensors into the network, every one of them.
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the likeliest tensors, by their names in the file."""
+        return self.state_dicts[0].tensors
 
-        Raises TeacherError where names or shapes differ, or where the class counts do.
+    def load_into(self, network: nn.Module, arch: str) -> list[str]:
+        """Copies the tensors of the state dict that fits into the network; returns notes, a line each.
+
+        Of several that fit, the likeliest. Entries that the network has no place for are left out with a
+        note, where they are none of its layers (an averaging's counter, a loss's or an auxiliary head's
+        weights). Raises TeacherError where names or shapes differ, or where the class counts do.
         """
-        own = network.state_dict()
-        tensors = _without_shared_prefix(self.tensors, own)
-        misfits = _misfits(tensors, own)
-        if misfits:
+        own = {name: t for name, t in network.state_dict().items() if not name.endswith(EXTRA_STATE)}
+        fits = [_Fit(state, own) for state in self.state_dicts]
+        fitting = [fit for fit in fits if not fit.misfits()]
+        if not fitting:
+            best = max(fits, key=lambda fit: len(fit.tensors))
             stated = self.metadata.get("arch", arch)
             hint = f"; its metadata says {stated!r}" if stated != arch else ""
             raise TeacherError(
-                f"teacher.weights {self.source} do not fit arch {arch!r}: {', '.join(misfits)}{hint}"
+                f"teacher.weights {self.source} do not fit arch {arch!r}: {', '.join(best.misfits())}{hint}"
             )
-        head = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        fit = fitting[0]
+        head = [name for name, tensor in fit.tensors.items() if own[name].shape != tensor.shape]
         if head:
             raise TeacherError(
                 f"teacher.num_classes: arch {arch!r} is built with {own[head[-1]].shape[0]} classes, but "
-                f"weights {self.source} have {tensors[head[-1]].shape[0]} ({head[-1]})"
+                f"weights {self.source} have {fit.tensors[head[-1]].shape[0]} ({head[-1]})"
             )
-        network.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
+        self._check_values(fit.tensors, network)
+        fit.load_into(network, f"teacher.weights {self.source}")
+        return self._notes(fit, fitting)
+
+    def _check_values(self, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+        where, own = f"teacher.weights {self.source}", network.state_dict()
+        # A mask among the buffers may well be infinite.
+        must_be_finite = {name for name, _ in network.named_parameters()}
+        for name, tensor in tensors.items():
+            finite = name in must_be_finite or name.rpartition(".")[2] in ("running_mean", "running_var")
+            if bool((~torch.isfinite(tensor) if finite else torch.isnan(tensor)).any()):
+                raise TeacherError(f"{where}: {name} holds values that are not finite; the file is of no use")
+            if own[name].is_floating_point() and not tensor.is_floating_point() and tensor.ndim:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise TeacherError(
+                    f"{where}: {name} holds {kind} values where the network computes with floats (quantized "
+                    "weights?); give those from before quantization"
+                )
+
+    def _notes(self, fit: "_Fit", fitting: list["_Fit"]) -> list[str]:
+        notes = []
+        others = [f"{other.state.place or 'the top'}" for other in fitting if other is not fit]
+        if others:
+            notes.append(
+                f"weights are of {fit.state.place or 'the top'} of the file; {', '.join(others)} fit, too"
+            )
+        left_out = [*fit.surplus, *fit.state.skipped]
+        if left_out:
+            shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+            notes.append(f"{len(left_out)} entries of the weights file have no place in the network: {shown}")
+        return notes
+
+
+class _Fit:
+    """One state dict beside a network: its tensors under the network's names, and what has no place there."""
+
+    def __init__(self, state: StateDict, own: Mapping[str, Tensor]) -> None:
+        self.state, self._own = state, own
+        self._prefix, self._added = _prefixes(state.tensors, own)
+        named = {
+            name: tensor for theirs, tensor in state.tensors.items() if (name := self._named(theirs)) in own
+        }
+        self.tensors: dict[str, Tensor] = named
+        self.surplus = [
+            name for name in state.tensors if self._named(name) not in own and not _is_counter(name)
+        ]
+
+    def load_into(self, network: nn.Module, where: str) -> None:
+        state = OrderedDict(self.tensors)
+        # Modules that were changed look up the version that saved them, and some refuse to do without.
+        versions = {self._named(f"{name}.")[:-1]: version for name, version in self.state.versions.items()}
+        state._metadata = {**network.state_dict()._metadata, **versions}  # type: ignore[attr-defined]
+        try:
+            network.load_state_dict(state, strict=False)
+        except Exception as error:  # the user's modules may load in ways of their own
+            raise TeacherError(f"{where}: the network refused them: {one_line(error)}") from error
+
+    def misfits(self) -> list[str]:
+        """Returns what keeps the tensors from being loaded, but for a head of another class count."""
+        own = self._own
+        # Counters of training batches decide nothing in eval mode, and older files lack them.
+        missing = [name for name in own if name not in self.tensors and not _is_counter(name)]
+        # What lies in a part that the network has, and holds more than a number, would be a layer of it.
+        parts = {name.partition(".")[0] for name in own}
+        surplus = [
+            name
+            for name in self.surplus
+            if self._named(name).partition(".")[0] in parts and self.state.tensors[name].numel() > 1
+        ]
+        shapes = [name for name, tensor in self.tensors.items() if own[name].shape != tensor.shape]
+        if not missing and not surplus and all(_is_head(own[name], self.tensors[name]) for name in shapes):
+            return []
+        found = []
+        if missing:
+            found.append(f"{len(missing)} tensors missing ({missing[0]}, ...)")
+        if surplus:
+            found.append(f"{len(surplus)} unexpected ({surplus[0]}, ...)")
+        if shapes:
+            theirs, ours = tuple(self.tensors[shapes[0]].shape), tuple(own[shapes[0]].shape)
+            found.append(f"{len(shapes)} of another shape ({shapes[0]} is {theirs}, not {ours})")
+        return found
+
+    def _named(self, name: str) -> str:
+        """Returns the network's name for a name of the file."""
+        return self._added + name.removeprefix(self._prefix)
 
 
 def read_checkpoint(source: str) -> Checkpoint:
-    """Returns the weights at a local path, a `file://` or any URL that storage reads, such as `s3://`.
+    """Returns the weights at a local path, a `file://`, any URL that storage reads, such as `s3://`, or a
+    file of the web with its hash (`download`).
 
-    Raises TeacherError: nothing there, not weights, damaged, code inside, values that are not finite.
+    Raises TeacherError: nothing there, not weights, damaged, code inside, values that are no numbers.
     """
     return parse_checkpoint(_read(source), source)
 
 
 def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     """Returns the weights in a file's bytes; its first bytes tell the format, never its name."""
-    where = f"teacher.weights {source}"
-    if not data:
-        raise TeacherError(f"{where}: the file is empty")
-    if data[:256].lstrip()[:1] == b"<":
-        raise TeacherError(f"{where}: this is a web page (HTML), not weights; download the file itself")
-    if data.startswith(b"version https://git-lfs"):
-        raise TeacherError(f"{where}: this is a Git LFS pointer, not weights; run `git lfs pull`")
-    metadata: dict[str, str] = {}
-    if data[8:9] == b"{":
-        tensors, metadata = _parse_safetensors(data, where)
-    elif data.startswith((b"PK", b"\x80")):
-        tensors = _parse_torch(data, where)
-    else:
-        raise TeacherError(f"{where}: neither a safetensors nor a torch.save file")
-    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    for name, tensor in floats.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise TeacherError(f"{where}: {name} holds values that are not finite; the file is of no use")
-    return Checkpoint(source, floats, metadata)
+    state_dicts, metadata = parse(data, f"teacher.weights {source}")
+    return Checkpoint(source, tuple(state_dicts), metadata)
 
 
 def hash_weights(network: nn.Module) -> str:
@@ -105,6 +175,15 @@ def hash_weights(network: nn.Module) -> str:
 
 
 def _read(source: str) -> bytes:
+    if is_remote(source):
+        return download(source)
+    folder = Path(source.removeprefix("file://"))
+    if folder.is_dir():
+        inside = sorted(path.name for path in folder.iterdir() if path.is_file())[:5]
+        raise TeacherError(
+            f"teacher.weights {source} is a folder; name the weights file in it (it holds"
+            f" {', '.join(inside) or 'no files'})"
+        )
     try:
         return read_url(source)
     except NotFound as error:
@@ -113,81 +192,25 @@ def _read(source: str) -> bytes:
         raise ConfigError(f"teacher.weights {source}: {error}") from None
 
 
-def _parse_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise TeacherError(f"{where}: damaged or truncated safetensors file ({one_line(error)})") from None
-    header_bytes = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
-    return tensors, header.get("__metadata__", {})
+def _prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Returns what to drop from the file's names and what to put before them, so that most are the network's.
 
-
-def _parse_torch(data: bytes, where: str) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            # What torch only warns of, such as a foreign pickle protocol, either loads or is refused below.
-            warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"{where}: holds Python objects beside tensors, and code in a file is never run; "
-            f"save network.state_dict() alone{_refused(error)}"
-        ) from None
-    except Exception as error:  # a damaged archive may raise anything
-        raise TeacherError(
-            f"{where}: damaged, or no state dict that torch.save wrote ({one_line(error)})"
-        ) from error
-    for _ in NESTS:  # bounded, since a pickled mapping may hold itself
-        nests = [
-            key for key in NESTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-        ]
-        content = content[nests[0]] if nests else content
-    if not isinstance(content, Mapping):
-        raise TeacherError(f"{where}: holds a {type(content).__name__}, not a state dict")
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = ", ".join(str(key) for key in list(content)[:5]) or "none"
-        raise TeacherError(f"{where}: no state dict here or under {'/'.join(NESTS)}; its keys: {keys}")
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _refused(error: Exception) -> str:
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f" (refused: {found[1]})" if found else ""
-
-
-def _without_shared_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drops leading parts that every name has and the network lacks: `module.`, `_orig_mod.`, `model.`"""
-    names = list(tensors)
-    while not any(name in own for name in names):
-        heads = {name.partition(".")[0] for name in names}
-        if len(heads) != 1 or not all("." in name for name in names):
-            return dict(tensors)
-        names = [name.partition(".")[2] for name in names]
-    return dict(zip(names, tensors.values(), strict=True))
+    `module.`, `_orig_mod.`, `model.` are what wrappers add; the network may be such a wrapper itself.
+    """
+    counts = Counter({("", ""): sum(name in own for name in tensors)})
+    for few, many, dropped in ((own, tensors, True), (tensors, own, False)):
+        for name in many:
+            parts = name.split(".")
+            for depth in range(1, len(parts)):
+                if ".".join(parts[depth:]) in few:
+                    prefix = ".".join(parts[:depth]) + "."
+                    counts[(prefix, "") if dropped else ("", prefix)] += 1
+    # Ties are settled for the shorter; the name as it is comes first of all.
+    return max(counts, key=lambda pair: (counts[pair], -len(pair[0]) - len(pair[1])))
 
 
 def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
-
-
-def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Returns what keeps the tensors from being loaded, but for a head of another class count."""
-    # Counters of training batches decide nothing in eval mode, and older files lack them.
-    missing = [name for name in own if name not in tensors and not _is_counter(name)]
-    surplus = [name for name in tensors if name not in own and not _is_counter(name)]
-    shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    if not missing and not surplus and all(_is_head(own[name], tensors[name]) for name in shapes):
-        return []
-    found = []
-    if missing:
-        found.append(f"{len(missing)} tensors missing ({missing[0]}, ...)")
-    if surplus:
-        found.append(f"{len(surplus)} unexpected ({surplus[0]}, ...)")
-    if shapes:
-        theirs, ours = tuple(tensors[shapes[0]].shape), tuple(own[shapes[0]].shape)
-        found.append(f"{len(shapes)} of another shape ({shapes[0]} is {theirs}, not {ours})")
-    return found
 
 
 def _is_head(ours: Tensor, theirs: Tensor) -> bool:

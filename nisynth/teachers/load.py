@@ -4,21 +4,27 @@ What the config leaves open is taken from a safetensors file's metadata: mean, s
 num_classes, input_size.
 """
 
+import contextlib
+import copy
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nisynth.batch import Normalization
-from nisynth.errors import ConfigError, TeacherError
+from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
 from nisynth.teachers.narrow import PRUNED, narrow_to
-from nisynth.teachers.registry import build_network, find_factory
+from nisynth.teachers.probe import check_module
+from nisynth.teachers.registry import REGISTRY, build_network, find_factory
 from nisynth.teachers.teacher import Teacher
 
 SHIPPED_ARCH = "resnet20"
@@ -29,9 +35,11 @@ SHIPPED_WEIGHTS = "cifar10_resnet20.safetensors"
 class TeacherConfig:
     """Which classifier to invert, and where its weights are.
 
-    arch: a name that `nisynth teachers` prints, or `package.module:factory` (called with kwargs).
-    weights: a path or URL; None takes the shipped CIFAR-10 weights, which arch resnet20 alone has.
-    input_px: side of the square input; the metadata's input_size, else 32.
+    arch: a name that `nisynth teachers` prints, `timm:NAME`, `torchvision:NAME`, or `package.module:factory`
+        (called with kwargs).
+    weights: a path or URL, `https://...#sha256=...` and `hf://owner/repo/file#sha256=...` included; None
+        takes the shipped CIFAR-10 weights, which arch resnet20 alone has.
+    input_px: side of the square input; the metadata's input_size, else 32 for names of `nisynth teachers`.
     mean, std: per channel, in units of pixel value / 255; the metadata's where not given.
     classes: names in label order; else the metadata's, else those of its dataset, else "0".."C-1".
     taps: module names, shallow to deep; else traced.
@@ -49,22 +57,38 @@ class TeacherConfig:
 
 
 def load_teacher(
-    config: TeacherConfig | None = None, device: str | torch.device = "cpu", **fields: Any
+    source: TeacherConfig | nn.Module | None = None, device: str | torch.device = "cpu", **fields: Any
 ) -> Teacher:
-    """Returns the frozen teacher that a TeacherConfig, or its fields, describe.
+    """Returns the frozen teacher that a TeacherConfig, its fields, or a network in memory describe.
 
-    `load_teacher(arch="resnet20")` is the shipped CIFAR-10 teacher. Fields override the config's.
+    `load_teacher(arch="resnet20")` is the shipped CIFAR-10 teacher; `load_teacher(network, num_classes=5,
+    mean=..., std=..., input_px=48)` takes a copy of a module as it is. Fields override the config's.
     Raises ConfigError for a field that cannot be used, TeacherError for a network or weights that
     cannot, StorageError when a weights URL cannot be read.
     """
-    config = replace(config, **fields) if config else TeacherConfig(**fields)
+    with contextlib.redirect_stdout(sys.stderr):  # what a network prints is none of our own words
+        if isinstance(source, nn.Module):
+            return _of_module(source, device, **fields)
+        config = replace(source, **fields) if source else TeacherConfig(**fields)
+        try:
+            return _load(config, device)
+        except (ConfigError, TeacherError) as error:
+            # Networks are built for students too; here the field that named this one is known.
+            if str(error).startswith("arch"):
+                raise type(error)(f"teacher.{error}") from error.__cause__
+            raise
+
+
+def _of_module(module: nn.Module, device: torch.device | str, **fields: Any) -> Teacher:
+    unusable = sorted({"arch", "weights", "kwargs"} & set(fields))
+    if unusable:
+        raise ConfigError(f"{unusable[0]}: a network in memory has its own; give only what it does not say")
+    config = TeacherConfig(arch=type(module).__name__, **fields)
     try:
-        return _load(config, device)
-    except (ConfigError, TeacherError) as error:
-        # Networks are built for students too; here the field that named this one is known.
-        if str(error).startswith("arch"):
-            raise type(error)(f"teacher.{error}") from error.__cause__
-        raise
+        network = copy.deepcopy(module)
+    except Exception as error:  # such as tensors that a forward pass left behind
+        raise TeacherError(f"{config.arch}: the network cannot be copied: {one_line(error)}") from error
+    return _teacher(config, network, Checkpoint("in memory", ()), device)
 
 
 def _load(config: TeacherConfig, device: torch.device | str) -> Teacher:
@@ -73,24 +97,49 @@ def _load(config: TeacherConfig, device: torch.device | str) -> Teacher:
     if twice:
         raise ConfigError(f"teacher.kwargs names {twice[0]!r}; give it as teacher.{twice[0]}")
     checkpoint = _checkpoint(config)
-    num_classes = _num_classes(config, checkpoint)
+    _input_px(config, checkpoint)  # what only the config can say is asked for before anything is built
+    network = build_network(config.arch, _num_classes(config, checkpoint), **config.kwargs)
+    return _teacher(config, network, checkpoint, device)
+
+
+def _teacher(
+    config: TeacherConfig, network: nn.Module, checkpoint: Checkpoint, device: torch.device | str
+) -> Teacher:
+    num_classes, input_px = _num_classes(config, checkpoint), _input_px(config, checkpoint)
     normalization = Normalization(
         _channels(config.mean, "mean", checkpoint), _channels(config.std, "std", checkpoint)
     )
-    network = build_network(config.arch, num_classes, **config.kwargs).float()
-    if PRUNED in checkpoint.metadata:
-        narrow_to(network, checkpoint.tensors)
-    checkpoint.load_into(network, config.arch)
+    classes = _classes(config, checkpoint, num_classes)
+    _materialize(network, input_px)
+    check_module(network)
+    network = network.float()
+    notes: list[str] = []
+    if checkpoint.state_dicts:
+        if PRUNED in checkpoint.metadata:
+            narrow_to(network, checkpoint.tensors)
+        notes = checkpoint.load_into(network, config.arch)
     return Teacher(
         network,
         normalization=normalization,
-        classes=_classes(config, checkpoint, num_classes),
+        classes=classes,
         arch=config.arch,
         kwargs=config.kwargs,
-        input_px=_input_px(config, checkpoint),
+        input_px=input_px,
         taps=config.taps,
         device=device,
+        notes=notes,
     )
+
+
+@torch.no_grad()
+def _materialize(network: nn.Module, input_px: int) -> None:
+    """Gives lazy layers (LazyConv2d and its kin) their shapes, by a pass of one image."""
+    if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        return
+    try:
+        network.eval()(torch.zeros(1, 3, input_px, input_px))
+    except Exception as error:  # the user's network may raise anything
+        raise TeacherError(f"arch: lazy layers could not be given their shapes: {one_line(error)}") from error
 
 
 def _checkpoint(config: TeacherConfig) -> Checkpoint:
@@ -121,8 +170,14 @@ def _num_classes(config: TeacherConfig, checkpoint: Checkpoint) -> int:
 
 
 def _input_px(config: TeacherConfig, checkpoint: Checkpoint) -> int:
-    stated = checkpoint.metadata.get("input_size", "32")
+    ours = "32" if config.arch in REGISTRY else None
+    stated = checkpoint.metadata.get("input_size", ours)
     found = stated if config.input_px is None else config.input_px
+    if found is None:
+        raise ConfigError(
+            f"teacher.input_px is not given, and weights {checkpoint.source} do not say it; give the side in "
+            "pixels of the images that the network was trained on"
+        )
     if not str(found).isdecimal() or int(found) < 1:
         raise ConfigError(f"teacher.input_px is {found!r}; it must be the input's side in pixels, such as 32")
     return int(found)

@@ -1,13 +1,17 @@
-"""Architectures by name, one line each; any other network by `package.module:factory`.
+"""Architectures by name, one line each; `timm:NAME` and `torchvision:NAME`; any other by its factory.
 
 A factory is imported because the user's own config names it, never because a plan, a manifest or a
 checkpoint does.
 """
 
+import contextlib
 import difflib
+import functools
 import importlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +34,9 @@ REGISTRY: dict[str, tuple[Callable[..., nn.Module], str]] = {
     "mobilenetv2": (mobilenetv2, "Sandler et al., CVPR-18"),
 }
 
+LIBRARIES = {"timm": "timm", "torchvision": "torchvision.models"}
+"""Libraries whose models go by name, and where their `list_models` is."""
+
 
 @dataclass(frozen=True)
 class ArchitectureInfo:
@@ -47,7 +54,7 @@ def architectures() -> tuple[ArchitectureInfo, ...]:
 
 
 def build_network(arch: str, num_classes: int, **kwargs: Any) -> nn.Module:
-    """Returns a freshly initialized network of a registered name or a `package.module:factory`.
+    """Returns a freshly initialized network of a registered name, `timm:NAME`, `torchvision:NAME` or factory.
 
     A factory receives `kwargs`, and `num_classes` where it has such a parameter. Registered networks
     start from He et al.'s normal initialization (ICCV-15, Eq. 10) drawn from torch's global generator.
@@ -65,13 +72,17 @@ def build_network(arch: str, num_classes: int, **kwargs: Any) -> nn.Module:
 
 def find_factory(arch: str) -> Callable[..., Any]:
     """Returns what builds `arch`. Raises ConfigError: unknown name, no such module or attribute."""
+    library, _, model = arch.partition(":")
+    if library in LIBRARIES and (factory := _library_factory(arch, library, model)) is not None:
+        return factory
     if ":" in arch:
         return _import_factory(arch)
     if arch not in REGISTRY:
         nearest = difflib.get_close_matches(arch.lower(), REGISTRY, n=1, cutoff=0.5)
         guess = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ConfigError(
-            f"arch {arch!r} is unknown; {guess}there are {', '.join(REGISTRY)}, and package.module:factory"
+            f"arch {arch!r} is unknown; {guess}there are {', '.join(REGISTRY)}, timm:NAME,"
+            " torchvision:NAME, and package.module:factory"
         )
     return REGISTRY[arch][0]
 
@@ -85,17 +96,47 @@ def _describe(name: str) -> ArchitectureInfo:
     return ArchitectureInfo(name, parameters, tuple(site.tap for site in taps), source)
 
 
+def _library_factory(arch: str, library: str, model: str) -> Callable[..., Any] | None:
+    """Returns what builds a model of timm or torchvision by its name there; None for another attribute."""
+    try:
+        with _settings_kept():
+            module = importlib.import_module(LIBRARIES[library])
+    except ModuleNotFoundError:
+        raise ConfigError(f"arch {arch!r}: {library} is not installed; pip install {library}") from None
+    names = module.list_models()
+    if model in names:
+        return functools.partial(module.create_model if library == "timm" else module.get_model, model)
+    if hasattr(importlib.import_module(library), model):
+        return None
+    nearest = difflib.get_close_matches(model, names, n=3)
+    guess = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    raise ConfigError(f"arch {arch!r}: {library} has no model {model!r}{guess}")
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Keeps torch's global settings, and standard output for our own words, while foreign code runs."""
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+
+
 def _import_factory(arch: str) -> Callable[..., Any]:
     module_name, _, attribute = arch.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with _settings_kept():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"arch {arch!r}: importing {module_name!r} failed: {error}") from error
         raise ConfigError(
             f"arch {arch!r}: there is no module {error.name!r}; install it or add its folder to PYTHONPATH"
         ) from None
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         raise ConfigError(f"arch {arch!r}: importing {module_name!r} failed: {one_line(error)}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
@@ -123,7 +164,13 @@ def _call(arch: str, factory: Callable[..., Any], num_classes: int, kwargs: dict
     if takes_any or "num_classes" in names:
         kwargs["num_classes"] = num_classes
     try:
-        network = factory(**kwargs)
+        with _settings_kept():
+            network = factory(**kwargs)
+    except SystemExit as error:
+        raise ConfigError(
+            f"arch {arch!r}: the factory ended the program (by sys.exit, or by argparse, which reads the "
+            "command line of this one); give it arguments by kwargs instead"
+        ) from error
     except Exception as error:  # the user's factory may raise anything
         raise ConfigError(f"arch {arch!r}: the factory raised {one_line(error)}; see kwargs") from error
     if not isinstance(network, nn.Module):

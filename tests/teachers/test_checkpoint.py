@@ -1,11 +1,17 @@
 """Weights in every wrapping that people save them in, and files that are no weights."""
 
+import argparse
+import gzip
 import io
 import os
 import pickle
+import warnings
+import zipfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -59,6 +65,26 @@ WRAPPINGS: dict[str, Callable[[State], bytes]] = {
     "lightning": lambda s: torch_bytes({"state_dict": prefixed(s, "model.")}),
     "float16": lambda s: torch_bytes(halved(s)),
     "float64": lambda s: torch_bytes({n: t.double() if t.is_floating_point() else t for n, t in s.items()}),
+    "model_state_dict": lambda s: torch_bytes({"epoch": 3, "model_state_dict": s, "loss": 0.1}),
+    "nested anywhere": lambda s: torch_bytes({"run": {"weights": {"params": s}}}),
+    "beside an optimizer's": lambda s: torch_bytes(
+        {"network": s, "optim": {"state": {0: {"m": torch.ones(2)}}}}
+    ),
+    "numpy and Namespace": lambda s: torch_bytes(
+        {
+            "state_dict": s,
+            "best": numpy.float64(91.5),
+            "curve": numpy.arange(3.0),
+            "args": argparse.Namespace(lr=0.1, data=Path("data")),
+        }
+    ),
+    "averaged": lambda s: torch_bytes({**prefixed(s, "module."), "n_averaged": torch.tensor(7)}),
+    "profiled": lambda s: torch_bytes({**s, "layer1.0.total_ops": torch.zeros(1)}),
+    "a loss beside": lambda s: torch_bytes(
+        {"state_dict": {**prefixed(s, "model."), "criterion.weight": torch.ones(10)}}
+    ),
+    "an epoch inside": lambda s: torch_bytes({**s, "epoch": 9, "_extra_state": {"a": 1}}),
+    "sparse": lambda s: torch_bytes({**s, "linear.weight": s["linear.weight"].to_sparse()}),
     "no counters": lambda s: torch_bytes({n: t for n, t in s.items() if not n.endswith("_tracked")}),
     "parameters": lambda s: torch_bytes(
         {n: torch.nn.Parameter(t, t.is_floating_point()) for n, t in s.items()}
@@ -78,6 +104,41 @@ def test_every_wrapping_gives_the_same_teacher(wrapping: str, state: State, tmp_
     assert all(loaded[name].dtype in (torch.float32, torch.int64) for name in loaded)
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     assert teacher.identity == load(reference).identity
+
+
+@pytest.mark.parametrize(
+    ("make", "note"),
+    [
+        (
+            lambda s: {**s, "aux.weight": torch.ones(5, 5)},
+            "1 entries of the weights file have no place in the",
+        ),
+        (lambda s: {**prefixed(s, "module."), "n_averaged": torch.tensor(7)}, "network: n_averaged"),
+        (lambda s: {"state_dict": {**s, "epoch": 9}}, "network: epoch"),
+        (lambda s: {"ema": s, "model": s}, "weights are of model of the file; ema fit, too"),
+        (lambda s: {"state_dict": s, "epoch": 9}, None),
+    ],
+)
+def test_what_was_left_out_is_noted(
+    make: Callable[[State], dict[str, object]], note: str | None, state: State, tmp_path: Path
+) -> None:
+    (tmp_path / "weights.pt").write_bytes(torch_bytes(make(state)))
+    notes = load(tmp_path / "weights.pt").notes
+    assert note is None or note in notes[0]
+    assert len(notes) == (note is not None)
+
+
+def test_the_one_that_fits_is_taken(state: State, tmp_path: Path) -> None:
+    other = build_network("vgg11", 10).state_dict()
+    (tmp_path / "weights.pt").write_bytes(torch_bytes({"model": other, "student": {"weights": state}}))
+    teacher = load(tmp_path / "weights.pt")
+    assert torch.equal(teacher.network.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_a_folder_is_no_file(state: State, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(state))
+    with pytest.raises(TeacherError, match=r"is a folder; name the weights file in it \(it holds model.safe"):
+        load(tmp_path)
 
 
 def test_the_hash_tells_weights_apart(state: State, tmp_path: Path) -> None:
@@ -133,6 +194,39 @@ def holding_itself() -> dict[str, object]:
     return content
 
 
+def quantized(state: State) -> State:
+    return {
+        n: (t * 9).to(torch.int8) if n.endswith("weight") and t.ndim == 4 else t for n, t in state.items()
+    }
+
+
+def scripted_bytes() -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), stream)
+    return stream.getvalue()
+
+
+def exported_bytes() -> bytes:
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), stream)
+    return stream.getvalue()
+
+
+def npz_bytes(state: State) -> bytes:
+    stream = io.BytesIO()
+    numpy.savez(stream, **{name: tensor.numpy() for name, tensor in state.items()})
+    return stream.getvalue()
+
+
+def zip_bytes(data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("weights.pt", data)
+    return stream.getvalue()
+
+
 BAD_FILES: list[tuple[str, Callable[[State], bytes], str]] = [
     ("empty", lambda s: b"", "the file is empty"),
     ("HTML", lambda s: b"\n  <!DOCTYPE html><html>Sign in</html>", "this is a web page (HTML), not weights"),
@@ -144,7 +238,7 @@ BAD_FILES: list[tuple[str, Callable[[State], bytes], str]] = [
     (
         "module",
         lambda s: torch_bytes(build_network("resnet20", 10)),
-        "refused: nisynth.teachers.resnet.ResNet",
+        "torch.save(getattr(c, 'state_dict', lambda: c)(), 'weights.pt')",
     ),
     ("tensor", lambda s: torch_bytes(torch.zeros(3)), "holds a Tensor, not a state dict"),
     ("optimizer", lambda s: torch_bytes({"epoch": 1, "optimizer": {}}), "its keys: epoch, optimizer"),
@@ -165,7 +259,52 @@ BAD_FILES: list[tuple[str, Callable[[State], bytes], str]] = [
         lambda s: torch_bytes({n: s[n] for n in s if n != "bn1.weight"}),
         "1 tensors missing (bn1.weight",
     ),
-    ("one more", lambda s: torch_bytes({**s, "aux.weight": s["bn1.bias"]}), "1 unexpected (aux.weight, ...)"),
+    (
+        "one more layer",
+        lambda s: torch_bytes({**s, "layer1.3.conv1.weight": torch.ones(16, 16, 3, 3)}),
+        "1 unexpected (layer1.3.conv1.weight, ...)",
+    ),
+    (
+        "int8",
+        lambda s: torch_bytes(quantized(s)),
+        "conv1.weight holds int8 values where the network computes",
+    ),
+    (
+        "float8",
+        lambda s: torch_bytes({**s, "conv1.weight": s["conv1.weight"].to(torch.float8_e4m3fn)}),
+        "conv1.weight is quantized (torch.float8_e4m3fn)",
+    ),
+    (
+        "infinite",
+        lambda s: torch_bytes({**s, "bn1.running_var": torch.full((16,), torch.inf)}),
+        "bn1.running_var holds values that are not finite",
+    ),
+    (
+        "TorchScript",
+        lambda s: scripted_bytes(),
+        "torch.jit.load('{path}'); torch.save(c.state_dict(), 'weights.pt')",
+    ),
+    (
+        "exported",
+        lambda s: exported_bytes(),
+        "this is an exported program (.pt2); save its weights: import torch;",
+    ),
+    ("npz", lambda s: npz_bytes(s), "numpy.load('{path}').items()}}, 'weights.pt')"),
+    ("zip", lambda s: zip_bytes(torch_bytes(s)), "this is a zip archive; unpack it"),
+    ("gzip", lambda s: gzip.compress(torch_bytes(s)), "compressed by gzip; unpack it"),
+    ("tar", lambda s: b"weights.pt".ljust(257, b"\0") + b"ustar", "this is a tar archive; unpack it"),
+    ("HDF5", lambda s: b"\x89HDF\r\n\x1a\n", "this is an HDF5 file (Keras)"),
+    ("ONNX", lambda s: b"\x08\x08\x12\x07pytorch\x1a\x05", "this seems to be an ONNX model"),
+    ("GGUF", lambda s: b"GGUF\x03\0\0\0", "this is a GGUF file of quantized weights"),
+    ("TFLite", lambda s: b"\x1c\0\0\0TFL3", "this is a TensorFlow Lite model"),
+    ("npy", lambda s: b"\x93NUMPY\x01\0", "this is a single NumPy array"),
+    (
+        "index",
+        lambda s: b'{"metadata": {}, "weight_map": {}}',
+        "this is the index of weights in several files",
+    ),
+    ("pickle", lambda s: pickle.dumps({"w": 1}), "this is a pickle that torch.save did not write"),
+    ("unknown class", lambda s: torch_bytes({"state_dict": s, "x": Fraction(1, 2)}), "(fractions.Fraction)"),
     (
         "wider",
         lambda s: torch_bytes({**s, "conv1.weight": torch.ones(32, 3, 3, 3)}),
@@ -203,9 +342,8 @@ def test_files_that_are_no_weights(
     ("source", "kind", "message"),
     [
         ("{}/none.pt", TeacherError, "none.pt cannot be found: "),
-        ("{}", TeacherError, "cannot be found: "),
         ("memory://teachers/none.pt", TeacherError, "memory://teachers/none.pt cannot be found: "),
-        ("https://example.org/weights.pt", ConfigError, "unknown scheme 'https'"),
+        ("gopher://example.org/weights.pt", ConfigError, "unknown scheme 'gopher'"),
     ],
 )
 def test_weights_that_are_not_there(

@@ -1,5 +1,6 @@
 """What load_teacher takes from the config, from the weights' metadata, and what it refuses."""
 
+import argparse
 import json
 import sys
 import types
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.errors import ConfigError, TeacherError
-from nisynth.teachers import Tap, TeacherConfig, load_teacher
+from nisynth.errors import ConfigError, NisynthError, TeacherError
+from nisynth.teachers import Tap, Teacher, TeacherConfig, build_network, load_teacher
 
 METADATA = {"mean": "[0.4, 0.5, 0.6]", "std": "[0.2, 0.25, 0.3]", "num_classes": "6", "input_size": "24"}
 
@@ -219,5 +220,170 @@ def test_a_factory_of_a_fixed_class_count_must_have_the_right_one(tmp_path: Path
     statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(TeacherError, match=r"teacher\.num_classes: the network gives 10 logits, not 6"):
         load_teacher(
-            arch="homemade:ten_logits", weights=str(tmp_path / "ten.pt"), num_classes=6, **statistics
+            arch="homemade:ten_logits",
+            weights=str(tmp_path / "ten.pt"),
+            num_classes=6,
+            input_px=32,
+            **statistics,
         )
+
+
+def of_file(path: Path, arch: str, **fields: object) -> Teacher:
+    half = (0.5, 0.5, 0.5)
+    fields = {"num_classes": 6, "mean": half, "std": half, "input_px": 16, **fields}
+    return load_teacher(arch=arch, weights=str(path), **fields)
+
+
+def test_the_size_of_a_foreign_networks_images_must_be_said(tmp_path: Path) -> None:
+    path = tagged(tmp_path, input_size=None)
+    with pytest.raises(
+        ConfigError, match=r"teacher\.input_px is not given, and weights .* do not say it; give"
+    ):
+        load_teacher(arch="homemade:build", weights=str(path))
+    assert load_teacher(arch="homemade:build", weights=str(path), input_px=48).input_px == 48
+    torch.save(build_network("resnet20", 10).state_dict(), tmp_path / "ours.pt")
+    assert of_file(tmp_path / "ours.pt", "resnet20", num_classes=10, input_px=None).input_px == 32
+
+
+# A network in memory.
+
+
+def test_a_network_in_memory_is_copied_and_frozen() -> None:
+    network = ThreeStages(6).train()
+    half = (0.5, 0.5, 0.5)
+    teacher = load_teacher(network, num_classes=6, mean=half, std=half, input_px=24)
+    assert teacher.identity["arch"] == "ThreeStages"
+    assert (teacher.num_classes, teacher.input_px) == (6, 24)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    teacher.network.head.weight.zero_()
+    assert network.head.weight.abs().sum() > 0
+    assert (
+        load_teacher(network.half(), num_classes=6, mean=half, std=half, input_px=24)
+        .logits(torch.zeros(1, 3, 24, 24))
+        .dtype
+        is torch.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mean": None}, "teacher.mean is not given"),
+        ({"num_classes": None}, "teacher.num_classes is not given"),
+        ({"input_px": None}, "teacher.input_px is not given"),
+        ({"weights": "w.pt"}, "weights: a network in memory has its own"),
+    ],
+)
+def test_a_network_in_memory_still_needs_to_be_described(fields: dict[str, object], message: str) -> None:
+    half = (0.5, 0.5, 0.5)
+    with pytest.raises(ConfigError, match=message):
+        load_teacher(
+            ThreeStages(6), **{"num_classes": 6, "mean": half, "std": half, "input_px": 16, **fields}
+        )
+
+
+# Models of libraries, by name.
+
+
+def test_models_of_torchvision_by_name(tmp_path: Path) -> None:
+    from torchvision.models import mnasnet0_5
+
+    # Its modules ask for the version of the file, which safetensors does not say.
+    state = mnasnet0_5(num_classes=6).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    (tmp_path / "weights.safetensors").write_bytes(safetensors.torch.save(dict(state)))
+    hashes = {
+        of_file(tmp_path / f"weights.{kind}", "torchvision:mnasnet0_5", input_px=64).identity[
+            "weights_sha256"
+        ]
+        for kind in ("pt", "safetensors")
+    }
+    assert len(hashes) == 1
+    with pytest.raises(ConfigError, match=r"torchvision has no model 'resnet_18'; nearest: resnet18"):
+        of_file(tmp_path / "weights.pt", "torchvision:resnet_18")
+
+
+def test_models_of_timm_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timm = types.ModuleType("timm")
+    timm.list_models = lambda: ["three_stages"]
+    timm.create_model = lambda name, num_classes, **kwargs: ThreeStages(num_classes, **kwargs)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    torch.save(ThreeStages(6, width=7).state_dict(), tmp_path / "weights.pt")
+    for arch, kwargs in (
+        ("timm:three_stages", {"width": 7}),
+        ("timm:create_model", {"name": "three_stages", "width": 7}),
+    ):
+        teacher = of_file(tmp_path / "weights.pt", arch, kwargs=kwargs)
+        assert (teacher.identity["arch"], teacher.taps[0].channels) == (arch, 7)
+    with pytest.raises(ConfigError, match="timm has no model 'three'"):
+        of_file(tmp_path / "weights.pt", "timm:three")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="timm is not installed; pip install timm"):
+        of_file(tmp_path / "weights.pt", "timm:three_stages")
+
+
+# Factories that do more than build.
+
+
+class Lazy(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            nn.LazyConv2d(7, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.LazyLinear(num_classes),
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_layers_get_their_shapes(tmp_path: Path) -> None:
+    network = Lazy(6)
+    network(torch.zeros(2, 3, 16, 16))
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    sys.modules["homemade"].lazy = Lazy
+    teacher = of_file(tmp_path / "weights.pt", "homemade:lazy")
+    torch.testing.assert_close(
+        teacher.logits(torch.ones(1, 3, 16, 16)), network.eval()(torch.ones(1, 3, 16, 16))
+    )
+
+
+def on_meta(num_classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return ThreeStages(num_classes)
+
+
+def exiting(num_classes: int) -> nn.Module:
+    argparse.ArgumentParser().parse_args(["--unknown"])
+    return ThreeStages(num_classes)
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "message"),
+    [
+        (on_meta, TeacherError, "is on the meta device, without values; build the network on the CPU"),
+        (exiting, ConfigError, "the factory ended the program (by sys.exit, or by argparse"),
+    ],
+)
+def test_factories_that_give_no_network(
+    factory: object, kind: type[NisynthError], message: str, tmp_path: Path
+) -> None:
+    sys.modules["homemade"].odd = factory
+    torch.save(ThreeStages(6).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(kind) as caught:
+        of_file(tmp_path / "weights.pt", "homemade:odd")
+    assert message in str(caught.value)
+
+
+def test_a_factory_cannot_change_what_is_global(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def changing(num_classes: int) -> nn.Module:
+        print("building")
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        return ThreeStages(num_classes)
+
+    sys.modules["homemade"].changing = changing
+    torch.save(ThreeStages(6).state_dict(), tmp_path / "weights.pt")
+    teacher = of_file(tmp_path / "weights.pt", "homemade:changing")
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    assert teacher.logits(torch.zeros(1, 3, 16, 16)).dtype is torch.float32
+    assert capsys.readouterr() == ("", "building\n")
