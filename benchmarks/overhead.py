@@ -245,6 +245,7 @@ def config(folder: Path, tasks: int) -> RunConfig:
         "num_classes": 10,
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
+        "input_px": 32,
     }
     return load_config(
         {

@@ -1,8 +1,8 @@
 """A tiny teacher that goes wrong when a file in a folder says so, in whatever process it computes.
 
 `folder/exit` makes every process exit; `folder/exit-1`, `folder/exit-2` are two tokens, each taken by one
-process once. `folder/wait` holds all computing up until the file is gone. Only passes with a gradient to
-the input are meant: those of the losses, not those of loading.
+process once. `folder/wait` holds all computing up until the file is gone. Only passes of the losses are
+meant: those with a gradient to the input, and more images than the two that loading looks at.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
 from tests.tiny import TinyNet
 
 
@@ -25,7 +26,7 @@ class FaultyNet(TinyNet):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
-        return self._go_wrong(logits) if x.requires_grad and torch.is_grad_enabled() else logits
+        return self._go_wrong(logits) if is_of_a_loss(x) else logits
 
     def _go_wrong(self, logits: Tensor) -> Tensor:
         while (self.faults / "wait").exists():
@@ -52,6 +53,11 @@ class FaultyNet(TinyNet):
             except FileNotFoundError:
                 continue  # another process took it
         return (self.faults / fault).exists()
+
+
+def is_of_a_loss(x: Tensor) -> bool:
+    """Tells whether a forward pass of these images is one of the losses."""
+    return x.requires_grad and torch.is_grad_enabled() and len(x) > PROBE_BATCH_SIZE
 
 
 def tell(folder: Path, *faults: str) -> None:
