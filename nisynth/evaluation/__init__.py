@@ -3,7 +3,10 @@
 frechet.py     the Frechet distance of two sets of features
 manifold.py    k-NN precision, recall, density, coverage; nearest neighbours; near duplicates
 scores.py      Inception score, KID, Sajjadi's precision-recall curve, calibration
+networks.py    the networks whose features are compared, and where their weights are looked for
 embedding.py   a network and images -> features, once per (set, network, layer)
+figures.py     every figure between two sets, and its floor
+pixels.py      what the pixels alone say
 quality.py     all of it for one set, in one frozen result
 tsne.py        maps of features, and how far a 10-NN tells the two sets apart
 

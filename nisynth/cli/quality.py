@@ -1,0 +1,172 @@
+"""The verb that measures a run's images: quality."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from nisynth.cli import app
+from nisynth.cli.runs import JsonOption, UrlArgument, out
+from nisynth.progress import make_observer, printable
+
+if TYPE_CHECKING:  # measuring imports torch's and numpy's heavy parts, which other verbs need not wait for
+    from nisynth.evaluation.measure import Yardstick
+    from nisynth.evaluation.quality import Quality
+
+MOST_CLASSES = 20
+
+RealOption = Annotated[
+    str | None,
+    typer.Option(
+        "--real",
+        metavar="SET",
+        help="Real images of the same classes: a Parquet file, a folder with one folder per class, hf:NAME.",
+    ),
+]
+SplitOption = Annotated[str, typer.Option(help="Which split of a real set that has several.")]
+EmbeddingOption = Annotated[
+    str,
+    typer.Option(
+        "--embedding",
+        help="The network whose features count: an arch of `nisynth teachers`, package.module:factory,"
+        " efficientnet-lite0, inception-v3, torchvision-vgg11, -resnet18, -resnet34 or -resnet50.",
+    ),
+]
+EmbeddingWeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding-weights", metavar="PATH|URL", help="Its weights; never downloaded, never unpickled."
+    ),
+]
+TeacherWeightsOption = Annotated[
+    str | None,
+    typer.Option("--teacher-weights", metavar="PATH|URL", help="The teacher's, for its accuracy by class."),
+]
+AllowPartialOption = Annotated[
+    bool, typer.Option("--allow-partial", help="Take a run that is not complete yet.")
+]
+
+
+@app.command()
+def quality(
+    url: UrlArgument,
+    real: RealOption = None,
+    split: SplitOption = "test",
+    embedding: EmbeddingOption = "resnet20",
+    embedding_weights: EmbeddingWeightsOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+    allow_partial: AllowPartialOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a run's images: labels, copies, and, beside real ones, FD, precision, coverage, KID.
+
+    Every figure stands beside its floor: the same figure with as many other real images in their place.
+    """
+    from nisynth.evaluation.measure import Yardstick
+
+    by = Yardstick(
+        real=real,
+        split=split,
+        embedding=embedding,
+        embedding_weights=embedding_weights,
+        teacher_weights=teacher_weights,
+        allow_partial=allow_partial,
+    )
+    found = measured(url, by)
+    if as_json:
+        out.print_json(json.dumps(asdict(found)))
+    else:
+        _show(found)
+
+
+def measured(url: str, by: "Yardstick") -> "Quality":
+    """Returns a run's quality; says on standard error how far it is."""
+    from nisynth.evaluation.measure import open_for_measuring
+
+    observer = make_observer(unit="images")
+    opened = open_for_measuring(url, by)
+    found = opened.measure(observer.checked)
+    observer.finished()
+    return found
+
+
+def _show(found: "Quality") -> None:
+    _print(f"{found.num_images:,} images, {found.synthetic_split} ({found.synthetic})")
+    if found.real is not None:
+        _print(f"{found.num_real:,} real images, split {found.real_split} ({found.real})")
+    teacher = (
+        "" if found.independent else ", which is the teacher itself: give another for an independent view"
+    )
+    _print(f"features of {found.embedding}{teacher}; resize: {found.resize}")
+    for role, judge in found.recognition.items():
+        synthetic, real = judge.synthetic, judge.real
+        beside = "" if real is None else f" (real {real.accuracy:.1%}, ECE {real.ece:.3f})"
+        _print(
+            f"{role} {judge.network}: accuracy {synthetic.accuracy:.1%}, confidence"
+            f" {synthetic.confidence:.1%}, ECE {synthetic.ece:.3f}{beside}"
+        )
+    if found.agreement is not None:
+        _print(f"both choose the same class for {found.agreement:.1%} of the images")
+    if found.figures:
+        out.print(_figures(found))
+    out.print(_classes(found))
+    copies = found.copies
+    beside = "" if copies.real_near_share is None else f" (real {copies.real_near_share:.1%})"
+    _print(
+        f"copies: {copies.exact:,} images equal an earlier one; of {copies.n:,}, {copies.near_share:.1%}"
+        f" have a near duplicate{beside}, {copies.clusters:,} clusters are left"
+    )
+    _print(f"pixels: {_pixels(found)}")
+    for note in found.notes:
+        _print(f"note: {note}")
+
+
+def _figures(found: "Quality") -> Table:
+    table = Table("figure", "layer", "value", "floor", "times floor", "images", "real", box=None)
+    for figure in found.figures:
+        name = f"{figure.name} k={figure.k}" if figure.k else figure.name
+        floor = "" if figure.floor is None else f"{figure.floor:.4g}"
+        if figure.floor_std is not None:
+            floor += f" +- {figure.floor_std:.2g}"
+        times = f"{figure.value / figure.floor:.3g}" if figure.floor and figure.floor > 0 else ""
+        counts = (f"{figure.n_generated:,}", f"{figure.n_real:,}")
+        table.add_row(name, figure.layer, f"{figure.value:.4g}", floor, times, *counts)
+    return table
+
+
+def _classes(found: "Quality") -> Table:
+    columns = ("class", "images", "teacher", "independent", "FD diagonal", "floor", "coverage", "floor")
+    table = Table(*columns, box=None)
+    rows = found.classes
+    if len(rows) > MOST_CLASSES:
+        rows = tuple(sorted(rows, key=lambda row: -(row.fd_diagonal or 0.0))[: MOST_CLASSES // 2])
+    for row in rows:
+        rates = [_number(rate, ".1%") for rate in (row.teacher_accuracy, row.independent_accuracy)]
+        pair = (row.fd_diagonal, row.fd_diagonal_floor, row.coverage, row.coverage_floor)
+        table.add_row(Text(printable(row.name)), f"{row.n:,}", *rates, *(_number(v, ".3g") for v in pair))
+    return table
+
+
+def _pixels(found: "Quality") -> str:
+    parts = []
+    for name, pixels in (("synthetic", found.pixels), ("real", found.real_pixels)):
+        if pixels is not None:
+            means, stds = (
+                "/".join(f"{value:.0f}" for value in values) for values in (pixels.mean, pixels.std)
+            )
+            parts.append(
+                f"{name} mean {means}, std {stds}, total variation {pixels.total_variation:.1f},"
+                f" saturated {sum(pixels.saturated) / 3:.1%}"
+            )
+    return "; ".join(parts)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _print(line: str) -> None:
+    out.out(printable(line), highlight=False)
