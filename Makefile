@@ -10,7 +10,9 @@ demo: install
 	$(BIN)/nisynth run demo --executor ray --store runs/demo
 	$(BIN)/nisynth verify runs/demo --deep
 	$(BIN)/nisynth preview runs/demo -o runs/demo.png
+	$(BIN)/nisynth report runs/demo -o runs/demo.html
 	@echo "images: runs/demo/data/*.parquet   contact sheet: runs/demo.png   card: runs/demo/README.md"
+	@echo "the run's page: $(CURDIR)/runs/demo.html"
 
 test: install
 	$(BIN)/python -m pytest -q

@@ -23,6 +23,7 @@ LAYERS = [
     ["worker"],
     ["execution.schedule", "consumers"],
     ["evaluation"],
+    ["report.sections", "report.maps", "report.page", "report.build"],
     ["execution.drive", "execution.local", "execution.ray", "execution.actors", "execution.virtual"],
     ["execution.run"],
     ["execution.submit"],
@@ -43,6 +44,10 @@ DOORS = {
     "pydantic": {"config"},
     "typer": {"cli"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "torch_fidelity": {"evaluation"},
+    "sklearn": {"evaluation"},
+    "openTSNE": {"evaluation"},
 }
 
 

@@ -1,6 +1,8 @@
 """The verb that measures a run's images: quality."""
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +12,14 @@ from rich.text import Text
 
 from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, UrlArgument, out
-from nisynth.progress import make_observer, printable
+from nisynth.progress import printable
 
 if TYPE_CHECKING:  # measuring imports torch's and numpy's heavy parts, which other verbs need not wait for
     from nisynth.evaluation.measure import Yardstick
     from nisynth.evaluation.quality import Quality
 
 MOST_CLASSES = 20
+EVERY_S = 10.0
 
 RealOption = Annotated[
     str | None,
@@ -86,11 +89,21 @@ def measured(url: str, by: "Yardstick") -> "Quality":
     """Returns a run's quality; says on standard error how far it is."""
     from nisynth.evaluation.measure import open_for_measuring
 
-    observer = make_observer(unit="images")
     opened = open_for_measuring(url, by)
-    found = opened.measure(observer.checked)
-    observer.finished()
-    return found
+    return opened.measure(Passes())
+
+
+class Passes:
+    """Says on standard error how far each pass over a set is: every ten seconds, and at its end."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._said_s = clock, clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        now_s = self._clock()
+        if done == total or now_s - self._said_s > EVERY_S:
+            typer.echo(f"embedded {done:,} of {total:,} images", err=True)
+            self._said_s = now_s
 
 
 def _show(found: "Quality") -> None:

@@ -76,16 +76,23 @@ def open_for_measuring(url: str, by: Yardstick) -> Opened:
         ImageSet.of_run(dataset),
         real,
         network,
-        None if by.teacher_weights is None else _teacher(by.teacher_weights, identity),
+        _teacher(by.teacher_weights, identity),
         str(identity["weights_sha256"]),
     )
 
 
-def _teacher(weights: str, identity: dict[str, Any]) -> EmbeddingNetwork:
-    """Returns the run's teacher. Raises ConfigError when the file holds other weights."""
+def _teacher(weights: str | None, identity: dict[str, Any]) -> EmbeddingNetwork | None:
+    """Returns the run's teacher, None where its weights are not at hand: given, or those that ship.
+
+    Raises ConfigError when the file holds other weights.
+    """
+    if weights is None and identity["arch"] != SHIPPED:
+        return None
     names = ("arch", "kwargs", "num_classes", "input_px", "mean", "std", "classes")
     teacher = load_teacher(weights=weights, **{name: identity[name] for name in names})
     given, wanted = (str(facts["weights_sha256"])[:12] for facts in (teacher.identity, identity))
+    if given != wanted and weights is None:
+        return None
     if given != wanted:
         raise ConfigError(
             f"--teacher-weights {weights}: its weights' sha256 begins with {given}, that of the run's teacher"

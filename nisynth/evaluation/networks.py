@@ -123,7 +123,7 @@ def read_layers(
     blank = torch.zeros(2, 3, network_px, network_px, device=device)
     try:
         outputs = trace(network, blank).outputs
-        sites = find_taps(outputs) if taps is None else name_taps(outputs, taps)
+        sites = find_taps(outputs) if taps is None else name_taps(outputs, taps, len(blank))
         linears = _linears(network, blank)
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(

@@ -25,6 +25,16 @@ def draw_preview(run: Run, output: str, rows: int) -> int:
     """
     if rows < 1:
         raise ConfigError(f"--rows {rows}: must be at least 1, the number of images of each class")
+    pixels, labels = sample_images(run, rows)
+    write_png(output, contact_sheet(pixels, labels, run.plan.classes, rows=rows))
+    return len(labels)
+
+
+def sample_images(run: Run, rows: int) -> tuple[Tensor, Tensor]:
+    """Returns up to `rows` images of every class, uint8 `(N, 3, H, W)`, and their labels, class by class.
+
+    Chosen, and raising, as `draw_preview` does.
+    """
     tasks = sorted(run.committed())
     rejected = None if tasks else read_rejected(run)
     if rejected is not None:
@@ -44,8 +54,7 @@ def draw_preview(run: Run, output: str, rows: int) -> int:
         )
     pixels, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     chosen = _choose([part[1] for part in parts], rows)
-    write_png(output, contact_sheet(pixels[chosen], labels[chosen], run.plan.classes, rows=rows))
-    return len(chosen)
+    return pixels[chosen], labels[chosen]
 
 
 def _spread(run: Run, tasks: list[int], rows: int) -> list[int]:

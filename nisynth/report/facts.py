@@ -1,0 +1,171 @@
+"""What a run's storage says of it, gathered for the page: one pass over the commits, memory O(tasks)."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from nisynth.commits import Commit, Run
+from nisynth.commits.logs import TaskLog, quarantine_logs
+from nisynth.errors import DataError
+from nisynth.report.losses import Band, loss_bands, thin
+
+READERS = 16
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the page keeps of a commit. losses: the final ones. started_at: 0 where not recorded."""
+
+    task: int
+    attempt: str
+    seed: int
+    sha256: str
+    rows: int
+    bytes: int
+    teacher_accuracy: float
+    losses: dict[str, float]
+    timings_s: dict[str, float]
+    device: str
+    worker: str
+    started_at: float
+    finished_at: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of compute that made the shard."""
+        return self.timings_s.get("synthesize", 0.0)
+
+    @property
+    def r_bn(self) -> float | None:
+        """The final R_BN, None where no curve was logged."""
+        return self.losses.get("r_bn")
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """A run as its storage shows it. damaged: commits that could not be read. bands: by loss term."""
+
+    name: str
+    fingerprint: str
+    complete: bool
+    planned: int
+    planned_images: int
+    classes: tuple[str, ...]
+    input_px: int
+    format: str
+    batch_size: int
+    identity: dict[str, Any]
+    plan_versions: dict[str, str]
+    tasks: tuple[TaskFacts, ...]
+    damaged: tuple[int, ...]
+    quarantined: tuple[TaskLog, ...]
+    bands: dict[str, Band]
+    versions: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def images(self) -> int:
+        """Images that are committed."""
+        return sum(task.rows for task in self.tasks)
+
+    @property
+    def lost_seconds(self) -> float | None:
+        """Seconds of attempts that gave nothing, None where not recorded."""
+        return None
+
+    @property
+    def devices(self) -> Counter[str]:
+        """Tasks by the device that made them."""
+        return Counter(task.device or "not recorded" for task in self.tasks)
+
+
+def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFacts:
+    """Returns the facts of a run at any time of it; on_read: called with (commits read, commits in all).
+
+    Raises StorageError, DataError for a damaged quarantine listing.
+    """
+    plan = run.plan
+    committed = sorted(run.committed())
+    tasks: list[TaskFacts] = []
+    damaged: list[int] = []
+    curves: list[list[Mapping[str, float]]] = []
+    versions: Counter[str] = Counter()
+    for number, (task, commit) in enumerate(_commits(run, committed), 1):
+        if isinstance(commit, Commit):
+            tasks.append(_reduced(commit))
+            if commit.curve:
+                curves.append(thin(commit.curve))
+            versions.update(f"{name} {value}" for name, value in commit.versions.items())
+        elif commit is not None:
+            damaged.append(task)
+        if on_read is not None:
+            on_read(number, len(committed))
+    return RunFacts(
+        name=public_name(run.store.url),
+        fingerprint=plan.fingerprint,
+        complete=run.is_sealed(),
+        planned=plan.num_tasks,
+        planned_images=plan.num_images,
+        classes=plan.classes,
+        input_px=plan.input_px,
+        format=plan.format,
+        batch_size=plan.batch_size,
+        identity=plan.identity,
+        plan_versions=dict(plan.document.get("versions") or {}),
+        tasks=tuple(tasks),
+        damaged=tuple(damaged),
+        quarantined=tuple(quarantine_logs(run)),
+        bands=loss_bands(curves),
+        versions=versions,
+    )
+
+
+def public_name(url: str) -> str:
+    """Returns a place as a page may show it: no path of this machine, no credentials, no query."""
+    parts = urlsplit(url)
+    if parts.scheme in ("", "file"):
+        return parts.path.rstrip("/").rpartition("/")[2] or "run"
+    if url.startswith("hf:"):
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+
+
+def _commits(run: Run, tasks: list[int]) -> Iterator[tuple[int, Commit | DataError | None]]:
+    def read(task: int) -> Commit | DataError | None:
+        try:
+            return run.read(task)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(tasks), _AT_ONCE):
+            part = tasks[start : start + _AT_ONCE]
+            yield from zip(part, pool.map(read, part), strict=True)
+
+
+def _reduced(commit: Commit) -> TaskFacts:
+    losses = dict(commit.curve[-1]) if commit.curve else {}
+    losses.pop("iteration", None)
+    for name, value in commit.figures.items():  # of the images as they are stored, where the method says them
+        if name.startswith("final_") and isinstance(value, (int, float)) and math.isfinite(value):
+            losses[name.removeprefix("final_")] = float(value)
+    return TaskFacts(
+        task=commit.task,
+        attempt=commit.attempt,
+        seed=commit.seed,
+        sha256=commit.sha256,
+        rows=commit.rows,
+        bytes=commit.bytes,
+        teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
+        losses=losses,
+        timings_s=commit.timings_s,
+        device=commit.device,
+        worker=commit.worker,
+        started_at=commit.started_at,
+        finished_at=commit.finished_at,
+    )

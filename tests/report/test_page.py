@@ -1,0 +1,167 @@
+"""The page as bytes: the same each time, within its size, with nothing in it that could get out."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nisynth.commits import Run
+from nisynth.evaluation.measure import Yardstick
+from nisynth.report.build import build_page
+from nisynth.report.facts import gather, public_name
+from nisynth.report.page import MOST_BYTES, render_student
+from nisynth.storage import open_store
+from tests.command_line import nisynth
+from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures
+from tests.tiny import commit_all, tiny_plan
+
+STUDENT = {
+    "kind": "distil",
+    "student": "resnet18",
+    "num_images": 128,
+    "fingerprint": "cd" * 32,
+    "complete": True,
+    "test_accuracy": 0.81,
+    "teacher_accuracy": 0.92,
+    "num_test_images": 10000,
+    "num_parameters": 11_173_962,
+    "images_per_s": 1234.5,
+    "device": "x86_64",
+    "versions": {},
+    "identity": {"train": {"epochs": 300}},
+    "test_set": "/home/someone/test.parquet",
+    "history": [
+        {"epoch": epoch, "loss": 1.0 / epoch, **({"test_accuracy": 0.8} if epoch % 10 == 0 else {})}
+        for epoch in range(1, 301)
+    ],
+}
+
+
+def data(text: bytes) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text.decode(), re.DOTALL)
+    assert found is not None
+    document: dict[str, object] = json.loads(found[1])
+    return document
+
+
+def begin(tmp_path: Path) -> Run:
+    return Run.join(open_store(str(tmp_path / "run")), tiny_plan(tmp_path))
+
+
+@pytest.mark.parametrize(("num_tasks", "num_classes"), [(1000, 100), (10_000, 100), (1000, 1000)])
+def test_large_runs_stay_within_two_megabytes(num_tasks: int, num_classes: int) -> None:
+    text = page(num_tasks, num_classes).render()
+    assert len(text) <= MOST_BYTES
+    assert text.count(b"data:image/webp") >= 50
+    document = data(text)
+    rows = 1000 if num_tasks == 1000 else 100
+    assert len(document["tasks"]["rows"]) == rows  # type: ignore[index,call-overload]
+
+
+def test_images_larger_than_the_budget_are_shown_small() -> None:
+    large = replace(page(), pictures=pictures(4, 2, side_px=224)).render()
+    assert len(large) < MOST_BYTES
+    assert b"shown at 64 px, stored at" in large
+
+
+def test_two_renders_are_equal_in_bytes(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    url = str(tmp_path / "run")
+    assert build_page(url, Yardstick()) == build_page(url, Yardstick())
+    assert page().render() == page().render()
+
+
+def test_nothing_hostile_is_anything_but_text() -> None:
+    text = hostile_page().render().decode()
+    assert "<img src=x" not in text
+    assert text.count("<script") == 2
+    assert HOSTILE in json.dumps(data(text.encode())).replace('\\"', '"')
+
+
+def test_a_page_tells_no_path_and_no_secret(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert str(tmp_path) not in text
+    assert public_name("s3://key:secret@host/bucket/run?token=1") == "s3://host/bucket/run"
+    assert public_name("/home/someone/runs/demo/") == "demo"
+    assert "/home" not in render_student(STUDENT, "student").decode()
+
+
+def test_a_run_without_a_commit_and_one_at_work(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    empty = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert ">Partial<" in empty
+    assert "No image is committed yet." in empty
+    commit_all(run, [1])
+    growing = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert "3 of 4 tasks are missing" in growing
+    assert "4 images by naturalinversion" in growing
+
+
+def test_what_storage_does_not_know_is_said_to_be_unknown(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)  # commits of an earlier version: no worker, no start
+    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert "Timeline: not recorded." in text
+    assert "made good: not recorded" in text
+    assert "Not recorded: no commit holds a loss curve." in text
+
+
+def test_a_damaged_commit_is_counted_and_the_rest_shown(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    from nisynth.commits.records import commit_key
+
+    run.store.put(commit_key(run.plan.fp12, 2), b"{")
+    found = gather(run)
+    assert found.damaged == (2,)
+    assert len(found.tasks) == 3
+    assert b"Commits that cannot be read: 2." in page(damaged=(2,)).render()
+    assert b">Damaged<" in page(damaged=(2,)).render()
+
+
+def test_images_the_teacher_does_not_know_are_doubtful() -> None:
+    poor = [replace(task, teacher_accuracy=0.2) for task in facts().tasks]
+    text = page(tasks=tuple(poor)).render().decode()
+    assert ">Doubtful<" in text
+    assert "The teacher recognises 20.0% of the images of the median task." in text
+
+
+def test_cost_adds_up() -> None:
+    costs = data(replace(page(num_tasks=36), hour_price=2.5).render())["cost"]
+    hours = sum(700 + number % 13 for number in range(36)) / 3600
+    assert costs["hours"] == pytest.approx(hours)  # type: ignore[index,call-overload]
+    assert costs["price"] == pytest.approx(2.5 * hours)  # type: ignore[index,call-overload]
+    assert costs["unit"] == "GPU-hours"  # type: ignore[index,call-overload]
+
+
+def test_a_student_has_a_page_and_a_place_on_its_runs(tmp_path: Path) -> None:
+    text = render_student(STUDENT, "student").decode()
+    assert "test accuracy 81.00%, the teacher&#39;s 92.00%" in text
+    assert "88.0%" in text  # student / teacher
+    assert text.count("<tr><th scope") <= 201  # of 300 epochs
+    both = replace(page(), student=STUDENT).render().decode()
+    assert 'id="student"' in both
+    assert 'id="tasks"' in both
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "result.json").write_text(json.dumps(STUDENT))
+    assert b"resnet18 trained on 128" in build_page(str(tmp_path / "student"), Yardstick())
+
+
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    ended = nisynth("report", tmp_path / "run", "-o", tmp_path / "page.html")
+    assert ended.returncode == 0
+    assert "bytes" in ended.stdout
+    assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
+
+
+def test_a_place_with_nothing_in_it(tmp_path: Path) -> None:
+    ended = nisynth("report", tmp_path / "none", "-o", tmp_path / "page.html")
+    assert ended.returncode == 2
+    assert "no run there" in ended.stderr
