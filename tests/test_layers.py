@@ -23,7 +23,7 @@ LAYERS = [
     ["worker"],
     ["execution.schedule", "consumers"],
     ["evaluation"],
-    ["report.sections", "report.maps", "report.page", "report.build"],
+    ["report.facts", "report.sections", "report.compare", "report.maps", "report.page", "report.build"],
     ["execution.drive", "execution.local", "execution.ray", "execution.actors", "execution.virtual"],
     ["execution.run"],
     ["execution.submit"],

@@ -1,9 +1,10 @@
-"""The verb that measures a run's images: quality."""
+"""The verbs that measure images: quality, tsne, compare."""
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, UrlArgument, out
+from nisynth.commits import Run
 from nisynth.progress import printable
+from nisynth.storage import open_store
 
 if TYPE_CHECKING:  # measuring imports torch's and numpy's heavy parts, which other verbs need not wait for
     from nisynth.evaluation.measure import Yardstick
@@ -83,6 +86,94 @@ def quality(
         out.print_json(json.dumps(asdict(found)))
     else:
         _show(found)
+
+
+@app.command()
+def tsne(
+    url: UrlArgument,
+    real: Annotated[
+        str, typer.Option(metavar="SET", help="Real images of the same classes, as for quality.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The PNG to write.")] = "tsne.png",
+    points: Annotated[int, typer.Option(min=10, help="Images of each set; the paper has 10000.")] = 2000,
+    split: SplitOption = "test",
+    embedding: EmbeddingOption = "resnet20",
+    embedding_weights: EmbeddingWeightsOption = None,
+    allow_partial: AllowPartialOption = False,
+) -> None:
+    """Draw maps of every tap and the embedding, synthetic and real (Figures 4, 7); points go beside, as CSV.
+
+    Under each panel: how well a 10-NN tells the two sets apart in the features, 0.5 where they are alike.
+    """
+    from nisynth.evaluation.embedding import embed
+    from nisynth.evaluation.measure import Yardstick, open_for_measuring
+    from nisynth.evaluation.networks import POOL
+    from nisynth.evaluation.tsne import map_layers
+    from nisynth.report.maps import draw_maps, points_csv
+    from nisynth.report.pictures import write_file
+
+    opened = open_for_measuring(
+        url,
+        Yardstick(
+            real=real,
+            split=split,
+            embedding=embedding,
+            embedding_weights=embedding_weights,
+            allow_partial=allow_partial,
+        ),
+    )
+    assert opened.real is not None
+    passes = Passes()
+    features = [embed(images, opened.network, on_images=passes) for images in (opened.synthetic, opened.real)]
+    layers = [*(layer for layer in opened.network.layers if layer.startswith("tap")), POOL]
+    typer.echo(f"drawing {len(layers)} maps", err=True)
+    maps = map_layers(features[0], features[1], layers, points)
+    title = (
+        f"{opened.network.name}: {maps[0].num_each:,} images of {opened.synthetic.split} and as many of"
+        f" {opened.real.split}"
+    )
+    write_file(output, draw_maps(maps, opened.synthetic.classes, title))
+    beside = str(Path(output).with_suffix(".csv"))
+    write_file(beside, points_csv(maps))
+    _print(f"{output}, {beside}: " + ", ".join(f"{found.layer} {found.accuracy:.3f}" for found in maps))
+
+
+@app.command()
+def compare(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="The runs.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The PNG to write.")] = "compare.png",
+    real: RealOption = None,
+    split: SplitOption = "test",
+    embedding: EmbeddingOption = "resnet20",
+    embedding_weights: EmbeddingWeightsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the losses of several runs in one picture (Figure 5), and set their quality side by side."""
+    from nisynth.evaluation.measure import Yardstick
+    from nisynth.report.compare import curves_of, loss_by_run, names_of, quality_rows
+    from nisynth.report.pictures import write_file
+
+    runs = [Run.open(open_store(url)) for url in urls]
+    names = names_of(runs)
+    write_file(output, loss_by_run({name: curves_of(run) for name, run in zip(names, runs, strict=True)}))
+    by = Yardstick(
+        real=real,
+        split=split,
+        embedding=embedding,
+        embedding_weights=embedding_weights,
+        allow_partial=True,
+    )
+    found = {name: measured(url, by) for name, url in zip(names, urls, strict=True)}
+    if as_json:
+        out.print_json(json.dumps({name: asdict(quality) for name, quality in found.items()}))
+        return
+    table = Table("figure (floor)", box=None)
+    for name in names:
+        table.add_column(Text(printable(name)), justify="right")
+    for label, cells in quality_rows(found):
+        table.add_row(label, *cells)
+    out.print(table)
+    _print(f"losses: {output}")
 
 
 def measured(url: str, by: "Yardstick") -> "Quality":

@@ -192,14 +192,35 @@ def gc(url: UrlArgument) -> None:
 
 @app.command()
 def preview(
-    url: UrlArgument,
+    urls: Annotated[
+        list[str], typer.Argument(metavar="URL...", help="The run; with --rows-by, one or several.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="The PNG to write.")] = "preview.png",
     rows: Annotated[int, typer.Option(help="Images per class.")] = 10,
+    task: Annotated[int | None, typer.Option("--task", help="The images of one task (Figure 3).")] = None,
+    rows_by: Annotated[
+        str | None,
+        typer.Option(
+            "--rows-by", metavar="method", help="A row per run, under its method's name (Figure 2)."
+        ),
+    ] = None,
 ) -> None:
     """Draw a contact sheet, one class per column, at any time of a run."""
-    from nisynth.report.preview import draw_preview
+    from nisynth.report.preview import draw_methods, draw_preview, draw_task
 
-    count = draw_preview(Run.open(open_store(url)), output, rows)
+    if rows_by not in (None, "method"):
+        raise ConfigError(f"--rows-by {rows_by}: rows are by `method`, or left out")
+    if rows_by is not None and task is not None:
+        raise ConfigError("preview: give --rows-by or --task, not both")
+    if len(urls) > 1 and rows_by is None:
+        raise ConfigError("preview: several runs need --rows-by method")
+    runs = [Run.open(open_store(url)) for url in urls]
+    if rows_by is not None:
+        count = draw_methods(runs, output)
+    elif task is not None:
+        count = draw_task(runs[0], output, task, rows)
+    else:
+        count = draw_preview(runs[0], output, rows)
     out.print(f"{output}: {count} images")
 
 

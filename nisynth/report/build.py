@@ -49,10 +49,12 @@ def build_page(
     if student is not None and trained is None:
         raise ConfigError(f"--student {student}: no student there (no {RESULT_KEY}); name a student's folder")
     page = RunPage(facts, student=trained, hour_price=hour_price)
-    if not facts.tasks:
+    if not facts.tasks and facts.rejected is None:
         return replace(page, quality_note="no image is committed yet").render()
     pixels, labels = sample_images(run, MOST_PER_CLASS)
     pictures = Pictures(pixels, labels)
+    if not facts.tasks:  # the images are the refused canary's
+        return replace(page, pictures=pictures, quality_note="no image is committed yet").render()
     try:
         opened = open_for_measuring(url, replace(by, allow_partial=True))
     except IncompleteRun:  # emptied meanwhile

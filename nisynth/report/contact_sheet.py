@@ -31,19 +31,25 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(
-    pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int = 10, scale: int | None = None
+    pixels: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    rows: int = 10,
+    scale: int | None = None,
+    row_names: Sequence[str] = (),
 ) -> Image.Image:
     """Returns an RGB picture with the first `rows` images of each class, class by class in columns.
 
     pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. scale: whole pixels per image pixel; None lets the
     cell decide: small images are enlarged (nearest neighbour), large ones reduced (area average). Classes
-    short of images show empty cells; rows that no class fills are left out. Raises ValueError when the
-    arguments do not fit together.
+    short of images show empty cells; rows that no class fills are left out. row_names: stand at the left of
+    their rows, in every band. Raises ValueError when the arguments do not fit together.
     """
     _check(pixels, labels, classes, rows, scale)
     positions = [torch.nonzero(labels == label).flatten()[:rows].tolist() for label in range(len(classes))]
     layout = _lay_out(tuple(pixels.shape[2:]), len(classes), max(1, max(map(len, positions))), scale)
     font = ImageFont.load_default(FONT_PX if layout.columns == len(classes) else FONT_IN_BANDS_PX)
+    margin_px = max((round(font.getlength(name)) + GAP_PX for name in row_names), default=0)
     names = [_wrap(name, font, layout.width_px + GAP_PX - 2) for name in classes]
     bands = [
         range(first, min(first + layout.columns, len(classes)))
@@ -52,14 +58,18 @@ def contact_sheet(
     headers_px = [LINE_PX * max(len(names[label]) for label in band) for band in bands]
     body_px = layout.rows * (layout.height_px + GAP_PX)
     height_px = GAP_PX + sum(headers_px) + len(bands) * body_px + (len(bands) - 1) * BAND_GAP_PX
-    sheet = Image.new("RGB", (GAP_PX + layout.columns * (layout.width_px + GAP_PX), height_px), WHITE)
+    width_px = margin_px + GAP_PX + layout.columns * (layout.width_px + GAP_PX)
+    sheet = Image.new("RGB", (width_px, height_px), WHITE)
     top_px = GAP_PX
     for band, header_px in zip(bands, headers_px, strict=True):
         for column, label in enumerate(band):
-            left_px = GAP_PX + column * (layout.width_px + GAP_PX)
+            left_px = margin_px + GAP_PX + column * (layout.width_px + GAP_PX)
             _draw_name(sheet, names[label], font, left_px + layout.width_px // 2, top_px + header_px)
             images = [pixels[position] for position in positions[label]]
             _draw_column(sheet, images, layout, left_px, top_px + header_px)
+        for row, name in enumerate(row_names):
+            middle_px = top_px + header_px + row * (layout.height_px + GAP_PX) + layout.height_px // 2
+            ImageDraw.Draw(sheet).text((GAP_PX, middle_px), name, fill=INK, font=font, anchor="lm")
         top_px += header_px + body_px + BAND_GAP_PX
     return sheet
 

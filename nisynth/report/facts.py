@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from nisynth.commits import Commit, Run
 from nisynth.commits.logs import TaskLog, quarantine_logs
+from nisynth.commits.rejected import Rejected, read_rejected
 from nisynth.errors import DataError
+from nisynth.execution.event_log import read_events
 from nisynth.report.losses import Band, loss_bands, thin
 
 READERS = 16
@@ -46,9 +48,24 @@ class TaskFacts:
         return self.losses.get("r_bn")
 
 
+@dataclass(frozen=True)
+class FailedAttempt:
+    """An attempt that gave nothing, as a driver saw it. ended_at: Unix seconds by the driver's clock."""
+
+    task: int
+    worker: str
+    kind: str
+    seconds: float
+    ended_at: float
+
+
 @dataclass(frozen=True, eq=False)
 class RunFacts:
-    """A run as its storage shows it. damaged: commits that could not be read. bands: by loss term."""
+    """A run as its storage shows it. damaged: commits that could not be read. bands: by loss term.
+
+    failed_attempts: None where no driver left a log. rejected: the canary that failed, while nothing is
+    committed.
+    """
 
     name: str
     fingerprint: str
@@ -66,6 +83,8 @@ class RunFacts:
     quarantined: tuple[TaskLog, ...]
     bands: dict[str, Band]
     versions: Counter[str] = field(default_factory=Counter)
+    failed_attempts: tuple[FailedAttempt, ...] | None = None
+    rejected: Rejected | None = None
 
     @property
     def images(self) -> int:
@@ -75,7 +94,8 @@ class RunFacts:
     @property
     def lost_seconds(self) -> float | None:
         """Seconds of attempts that gave nothing, None where not recorded."""
-        return None
+        attempts = self.failed_attempts
+        return None if attempts is None else sum(attempt.seconds for attempt in attempts)
 
     @property
     def devices(self) -> Counter[str]:
@@ -104,6 +124,9 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
             damaged.append(task)
         if on_read is not None:
             on_read(number, len(committed))
+    rejected = None if committed else read_rejected(run)
+    if rejected is not None and rejected.batch.curve:
+        curves.append(thin(rejected.batch.curve))
     return RunFacts(
         name=public_name(run.store.url),
         fingerprint=plan.fingerprint,
@@ -121,6 +144,8 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
         quarantined=tuple(quarantine_logs(run)),
         bands=loss_bands(curves),
         versions=versions,
+        failed_attempts=_failed_attempts(read_events(run.store)),
+        rejected=rejected,
     )
 
 
@@ -133,6 +158,36 @@ def public_name(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+
+
+def _failed_attempts(lines: Iterable[Mapping[str, Any]]) -> tuple[FailedAttempt, ...] | None:
+    """Returns the attempts that gave nothing; what is not as a driver writes it is left out."""
+    attempts: list[FailedAttempt] = []
+    recorded = False
+    for line in lines:
+        recorded = True
+        listed = line.get("attempts") if line.get("event") == "worker_lost" else [line]
+        if line.get("event") not in ("attempt_failed", "worker_lost") or not isinstance(listed, list):
+            continue
+        attempts += [
+            FailedAttempt(
+                task=attempt["task"],
+                worker=str(attempt.get("worker", ""))[:200],
+                kind=str(line.get("kind", "unknown"))[:50],
+                seconds=float(attempt["seconds"]),
+                ended_at=float(line["at"]),
+            )
+            for attempt in listed
+            if isinstance(attempt, dict)
+            and isinstance(attempt.get("task"), int)
+            and _is_time(attempt.get("seconds"))
+            and _is_time(line.get("at"))
+        ]
+    return tuple(attempts) if recorded else None
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1e11
 
 
 def _commits(run: Run, tasks: list[int]) -> Iterator[tuple[int, Commit | DataError | None]]:

@@ -204,7 +204,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _bars(facts: RunFacts) -> list[Bar]:
-    return [Bar(task.worker, task.started_at, task.finished_at, "committed") for task in facts.tasks]
+    made = [Bar(task.worker, task.started_at, task.finished_at, "committed") for task in facts.tasks]
+    lost = [
+        Bar(attempt.worker, attempt.ended_at - attempt.seconds, attempt.ended_at, "failed")
+        for attempt in facts.failed_attempts or ()
+    ]
+    return made + lost
 
 
 def _leave_out_rows(document: dict[str, Any]) -> None:

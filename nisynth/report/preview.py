@@ -1,5 +1,6 @@
 """A look at a run at any time: images of shards spread over what is committed, on one contact sheet."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,6 +28,50 @@ def draw_preview(run: Run, output: str, rows: int) -> int:
         raise ConfigError(f"--rows {rows}: must be at least 1, the number of images of each class")
     pixels, labels = sample_images(run, rows)
     write_png(output, contact_sheet(pixels, labels, run.plan.classes, rows=rows))
+    return len(labels)
+
+
+def draw_task(run: Run, output: str, task: int, rows: int) -> int:
+    """Draws one batch (Figure 3), up to `rows` images of every class; returns how many it drew.
+
+    Raises IncompleteRun when the task is not committed, and as `draw_preview` does.
+    """
+    run.require_task(task)
+    found = _read(run, task)
+    if found is None:
+        raise IncompleteRun(f"{run.store.url}: task {task} is not committed, so it has no images to draw")
+    chosen = _choose([found[1]], rows)
+    pixels, labels = found[0][chosen], found[1][chosen]
+    write_png(output, contact_sheet(pixels, labels, run.plan.classes, rows=rows))
+    return len(labels)
+
+
+def draw_methods(runs: Sequence[Run], output: str) -> int:
+    """Draws an image of every class for each run, a run a row under its method's name (Figure 2).
+
+    Returns how many images it drew. Raises ConfigError for runs of other classes or image sizes, and as
+    `draw_preview` does.
+    """
+    first = runs[0].plan
+    for run in runs[1:]:
+        if (run.plan.classes, run.plan.input_px) != (first.classes, first.input_px):
+            raise ConfigError(
+                f"{run.store.url}: its classes or image size are not those of {runs[0].store.url};"
+                " rows of one sheet need the same"
+            )
+    blank = torch.full((3, first.input_px, first.input_px), 255, dtype=torch.uint8)
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    for run in runs:
+        found, found_labels = sample_images(run, 1)
+        by_class = dict(zip(found_labels.tolist(), found, strict=True))
+        pixels += [by_class.get(label, blank) for label in range(first.num_classes)]
+        labels += range(first.num_classes)
+    names = [str(run.plan.identity["method"]["name"]) for run in runs]
+    sheet = contact_sheet(
+        torch.stack(pixels), torch.tensor(labels), first.classes, rows=len(runs), row_names=names
+    )
+    write_png(output, sheet)
     return len(labels)
 
 

@@ -1,6 +1,7 @@
 """The sections of a run's page as plain data: what the template shows, and what the page carries as JSON."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -42,6 +43,8 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
         reasons.append(f"FD is {fd.value / fd.floor:,.0f} times its floor")
     if facts.damaged:
         return {"word": "Damaged", "tone": "bad", "reasons": [f"{len(facts.damaged)} commits cannot be read"]}
+    if facts.rejected is not None:
+        return {"word": "Stopped", "tone": "bad", "reasons": [f"the canary failed: {facts.rejected.message}"]}
     if reasons:
         return {"word": "Doubtful", "tone": "bad", "reasons": reasons}
     if facts.complete:
@@ -173,8 +176,10 @@ def workers(facts: RunFacts) -> dict[str, Any]:
     for task in facts.tasks:
         by_name.setdefault(task.worker, []).append(task)
     by_name.pop("", None)
+    failed = Counter(attempt.worker for attempt in facts.failed_attempts or ())
     rows = []
-    for name, tasks in sorted(by_name.items()):
+    for name in sorted(by_name.keys() | failed.keys() - {""}):
+        tasks = by_name.get(name, [])
         seconds, images = sum(task.seconds for task in tasks), sum(task.rows for task in tasks)
         rows.append(
             {
@@ -184,14 +189,16 @@ def workers(facts: RunFacts) -> dict[str, Any]:
                 "images": images,
                 "seconds": round(seconds, 1),
                 "images_per_s": _short(images / seconds) if seconds else None,
-                "failed": None,
+                "failed": None if facts.failed_attempts is None else failed[name],
             }
         )
-    return {"rows": rows, "has_failed": False}
+    return {"rows": rows, "has_failed": bool(failed)}
 
 
 def failures(facts: RunFacts, most: int) -> dict[str, Any]:
     """Returns what went wrong for good: by kind, and each quarantined task's last attempt."""
+    committed = {task.task for task in facts.tasks}
+    made_good = [attempt for attempt in facts.failed_attempts or () if attempt.task in committed]
     tasks = []
     kinds: dict[str, int] = {}
     for log in facts.quarantined:
@@ -213,8 +220,9 @@ def failures(facts: RunFacts, most: int) -> dict[str, Any]:
         "tasks": tasks[:most],
         "left_out": max(0, len(tasks) - most),
         "damaged": list(facts.damaged),
-        "made_good": None,
-        "made_good_kinds": {},
+        "made_good": None if facts.failed_attempts is None else len(made_good),
+        "made_good_kinds": dict(Counter(attempt.kind for attempt in made_good).most_common()),
+        "canary": None if facts.rejected is None else facts.rejected.message,
     }
 
 

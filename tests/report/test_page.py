@@ -4,10 +4,13 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from nisynth.commits import Run
+from nisynth.commits.rejected import reject
 from nisynth.evaluation.measure import Yardstick
 from nisynth.report.build import build_page
 from nisynth.report.facts import gather, public_name
@@ -15,7 +18,7 @@ from nisynth.report.page import MOST_BYTES, render_student
 from nisynth.storage import open_store
 from tests.command_line import nisynth
 from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures
-from tests.tiny import commit_all, tiny_plan
+from tests.tiny import commit_all, fake_commit, tiny_plan
 
 STUDENT = {
     "kind": "distil",
@@ -165,3 +168,42 @@ def test_a_place_with_nothing_in_it(tmp_path: Path) -> None:
     ended = nisynth("report", tmp_path / "none", "-o", tmp_path / "page.html")
     assert ended.returncode == 2
     assert "no run there" in ended.stderr
+
+
+def test_failed_attempts_come_from_what_drivers_wrote_down(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    lost = {"event": "worker_lost", "worker": "a/1", "kind": "node_died", "at": 1500.0}
+    lines = [
+        {"event": "started", "tasks": 4, "at": 1000.0},
+        {
+            "event": "attempt_failed",
+            "task": 1,
+            "worker": "a/1",
+            "seconds": 7.0,
+            "kind": "raised",
+            "at": 1100.0,
+        },
+        {**lost, "attempts": [{"task": 2, "worker": "a/1", "seconds": 3.0}]},
+        {**lost, "attempts": [{"task": "2", "seconds": float("nan")}, 7]},
+        {"event": "attempt_failed", "task": 2, "seconds": -1, "at": "now"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    run.store.put(f"events/{'0' * 32}.jsonl", text.encode())
+    document: Any = data(build_page(str(tmp_path / "run"), Yardstick()))
+    assert document["failures"]["made_good"] == 2
+    assert document["failures"]["made_good_kinds"] == {"raised": 1, "node_died": 1}
+    assert document["cost"]["lost_hours"] == pytest.approx(10 / 3600)
+    (row,) = document["workers"]["rows"]
+    assert (row["worker"], row["failed"], row["tasks"]) == ("a/1", 2, 0)
+
+
+def test_a_refused_canary_is_shown(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    batch = replace(fake_commit(run, 0, str(uuid4())), curve=[{"iteration": 1, "ce": 2.0}])
+    reject(run, batch, "task 0: the teacher recognises 1.0%")
+    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert ">Stopped<" in text
+    assert "The canary failed: task 0: the teacher recognises 1.0%" in text
+    assert text.count("data:image/webp") == 4
+    assert "ce by iteration" in text

@@ -11,6 +11,7 @@ from nisynth.commits.records import shard_key
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.report import preview
 from nisynth.storage import open_store
+from tests.command_line import nisynth
 from tests.tiny import commit_all, tiny_plan
 
 
@@ -81,3 +82,40 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     run.store.put(key, bytes(data))
     with pytest.raises(DataError, match=key):
         preview.draw_preview(run, str(tmp_path / "sheet.png"), rows=1)
+
+
+def test_one_task(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run, [2])
+    sheet = str(tmp_path / "sheet.png")
+    assert preview.draw_task(run, sheet, 2, rows=3) == 4
+    with pytest.raises(IncompleteRun, match="task 1 is not committed"):
+        preview.draw_task(run, sheet, 1, rows=3)
+    with pytest.raises(ConfigError, match="the run has tasks 0"):
+        preview.draw_task(run, sheet, 4, rows=3)
+
+
+def test_methods_as_rows(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    sheet = tmp_path / "sheet.png"
+    assert preview.draw_methods([run, run, run], str(sheet)) == 12
+    narrow = size_px(sheet)
+    assert preview.draw_preview(run, str(sheet), rows=3) == 12
+    assert size_px(sheet)[0] < narrow[0]  # without the names at the left
+    assert size_px(sheet)[1] == narrow[1]
+    other = Run.join(
+        open_store(str(tmp_path / "other")), tiny_plan(tmp_path, teacher={"classes": ["a", "b", "c", "d"]})
+    )
+    with pytest.raises(ConfigError, match="its classes or image size are not those of"):
+        preview.draw_methods([run, other], str(sheet))
+
+
+def test_the_command_takes_one_way_to_draw(tmp_path: Path) -> None:
+    commit_all(begin(tmp_path))
+    url, sheet = tmp_path / "run", tmp_path / "sheet.png"
+    assert nisynth("preview", url, "--task", 1, "-o", sheet).returncode == 0
+    assert nisynth("preview", url, url, "--rows-by", "method", "-o", sheet).stdout.endswith("8 images\n")
+    assert "several runs need --rows-by method" in nisynth("preview", url, url).stderr
+    assert "rows are by `method`" in nisynth("preview", url, "--rows-by", "class").stderr
+    assert "not both" in nisynth("preview", url, "--rows-by", "method", "--task", 1).stderr
