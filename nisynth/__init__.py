@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nisynth.dataset import open_dataset
     from nisynth.execution.run import run
+    from nisynth.in_memory import synthesize
     from nisynth.teachers import load_teacher
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_teacher", "open_dataset", "run"]
+__all__ = ["__version__", "load_teacher", "open_dataset", "run", "synthesize"]
 
 _HOMES = {
     "load_teacher": "nisynth.teachers",
     "open_dataset": "nisynth.dataset",
     "run": "nisynth.execution.run",
+    "synthesize": "nisynth.in_memory",
 }
 
 

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from nisynth.commits import Run
 from nisynth.storage import open_store
@@ -104,6 +105,29 @@ def test_plan_needs_no_store_and_tells_what_is_committed(config: Path, finished:
     assert len(document["fingerprint"]) == 64
     told = json.loads(nisynth("plan", finished.parent / "tiny.yaml", "--store", finished, "--json").stdout)
     assert told["committed"] == 4
+
+
+class Talkative(TinyNet):
+    """Prints in every pass, is not deterministic, and normalizes once by a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("forward")
+        x = F.batch_norm(x, torch.zeros(3), torch.ones(3)) + 0.1 * torch.rand_like(x)
+        return super().forward(x)
+
+
+def test_plan_says_what_was_understood_of_the_teacher(config: Path) -> None:
+    told = nisynth("plan", config)
+    for words in ("16x16 px", "4 (0, 1, 2, ...)", "stem 8x16², down 12x8²", "2 of 2"):
+        assert words in told.stdout
+    odd = ["--set", f"teacher.arch={__name__}:Talkative"]
+    told = nisynth("plan", config, *odd)
+    assert "2 of 3" in told.stdout
+    assert "note: R_BN matches 2 of 3 BatchNorms" in told.stderr
+    assert "note: forward is not deterministic" in told.stderr
+    document = json.loads(nisynth("plan", config, *odd, "--json").stdout)
+    assert document["teacher"]["taps"] == "stem 8x16², down 12x8²"
+    assert len(document["teacher"]["notes"]) == 2
 
 
 def test_plan_says_that_another_configs_run_lies_at_the_url(finished: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     ["execution"],
     ["config"],
     ["progress"],
-    ["worker"],
+    ["worker", "in_memory"],
     ["execution.schedule", "consumers"],
     ["evaluation"],
     ["report.facts", "report.sections", "report.compare", "report.maps", "report.page", "report.build"],
@@ -125,6 +125,6 @@ def test_a_machine_with_only_torch_can_import(module: str) -> None:
 def test_the_public_names_are_these() -> None:
     import nisynth
 
-    assert nisynth.__all__ == ["__version__", "load_teacher", "open_dataset", "run"]
+    assert nisynth.__all__ == ["__version__", "load_teacher", "open_dataset", "run", "synthesize"]
     for name in nisynth.__all__:
         assert getattr(nisynth, name)

@@ -15,11 +15,11 @@ from nisynth.commits.status import status as read_status
 from nisynth.config import RunConfig, load_config
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
-from nisynth.execution.run import plan_run
 from nisynth.execution.run import run as carry_out
+from nisynth.plan import make_plan
 from nisynth.progress import format_seconds, make_progress, printable, shown_shards
 from nisynth.storage import open_store
-from nisynth.teachers import architectures
+from nisynth.teachers import architectures, load_teacher
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
@@ -47,9 +47,10 @@ def plan(
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would do: tasks, images, bytes, fingerprint. Reads the weights once; needs no GPU."""
+    """Say what a run would do, and what was understood of its teacher. Reads the weights; needs no GPU."""
     resolved = load_config(config, set_)
-    planned = plan_run(resolved)
+    teacher = load_teacher(resolved.teacher)
+    planned = make_plan(resolved, teacher.identity)
     facts: dict[str, Any] = {
         "tasks": planned.num_tasks,
         "images": planned.num_images,
@@ -60,9 +61,14 @@ def plan(
         begun = Run.find(open_store(store), planned)
         facts["committed"] = len(begun.committed()) if begun is not None else 0
     if as_json:
-        out.print_json(json.dumps({**facts, "identity": planned.identity}))
+        understood = {**teacher.describe(), "notes": list(teacher.notes)}
+        out.print_json(json.dumps({**facts, "teacher": understood, "identity": planned.identity}))
         return
     _note_last_batch(resolved)
+    for name, value in teacher.describe().items():
+        out.print(f"{name:16} {value}")
+    for note in teacher.notes:
+        Console(stderr=True, soft_wrap=True).print(f"note: {note}", highlight=False, markup=False)
     for name, value in facts.items():
         out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
 

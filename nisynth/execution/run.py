@@ -4,6 +4,7 @@ Stateless: everything that matters is in storage, so running it again resumes, a
 URL help each other.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,13 +33,21 @@ from nisynth.storage.probe import probe_conditional_create
 from nisynth.synthesis import check_engine
 from nisynth.teachers import load_teacher
 
+logger = logging.getLogger(__name__)
+
 Executor = Literal["local", "ray"]
 OpenCrew = Callable[[RunConfig, Run, str | None], AbstractContextManager[Crew]]
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """Returns the plan of a config; reads the teacher's weights once, on the CPU. Raises TeacherError."""
-    return make_plan(config, load_teacher(config.teacher).identity)
+    """Returns the plan of a config; reads the teacher's weights once, on the CPU. Raises TeacherError.
+
+    What a person should know of the teacher before a long run is logged, a line each.
+    """
+    teacher = load_teacher(config.teacher)
+    for note in teacher.notes:
+        logger.warning("note: %s", note)
+    return make_plan(config, teacher.identity)
 
 
 def run(

@@ -84,7 +84,7 @@ class Teacher:
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         return {
             "network": f"{self.identity['arch']}, {parameters:,} parameters",
-            "image": f"{self.input_px}x{self.input_px} px",
+            "image size": f"{self.input_px}x{self.input_px} px",
             "classes": f"{self.num_classes} ({named})",
             "logits": of_exit,
             "taps": ", ".join(f"{tap.name} {tap.channels}x{tap.side_px}²" for tap in self.taps),
