@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import pydantic
 import yaml
@@ -219,9 +219,9 @@ def _check_nested(values: Mapping[str, Any], owner: type, prefix: str) -> None:
     inner = {f.name: f.type for f in dataclasses.fields(owner)}
     _check_keys(values, inner | ({"preset": str} if prefix == "method." else {}), prefix)
     for key, value in values.items():
-        kind = inner.get(key)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            _check_nested(value, kind, f"{prefix}{key}.")
+        for kind in get_args(inner.get(key)) or (inner.get(key),):  # of `Config | None`, the Config
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+                _check_nested(value, kind, f"{prefix}{key}.")
 
 
 def _describe(section: str, error: Any) -> str:

@@ -11,7 +11,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
 
 import numpy as np
 import torch
@@ -34,15 +34,32 @@ MAX_BATCH = 10**6
 SECTIONS = ("run", "method", "output", "engine")
 
 
-def make_plan(config: "RunConfig", teacher_identity: Mapping[str, Any]) -> "Plan":
-    """Returns the plan of a config for the teacher that `Teacher.identity` describes."""
+class Artefact(Protocol):
+    """Weights that another training left and a method's config names by URL."""
+
+    @property
+    def sha256(self) -> str:
+        """Returns the hash of the weights, whatever file carried them."""
+
+
+def make_plan(
+    config: "RunConfig", teacher_identity: Mapping[str, Any], artefacts: Mapping[str, Artefact] | None = None
+) -> "Plan":
+    """Returns the plan of a config for the teacher that `Teacher.identity` describes.
+
+    artefacts: by the field of `method` that names each; the plan holds its hash in place of its URL, so that
+    a file may move and may not change.
+    """
     resolved = config.to_dict()
-    identity = {
+    identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "numerics": NUMERICS_VERSION,
         **{part: _identity_of(getattr(config, part), resolved[part]) for part in SECTIONS},
         "teacher": dict(teacher_identity),
     }
+    for name, artefact in (artefacts or {}).items():
+        stated = identity["method"][name]
+        identity["method"][name] = {**stated, "weights": artefact.sha256}
     versions = {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return Plan(
         {

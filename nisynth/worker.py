@@ -24,7 +24,7 @@ from nisynth.errors import NisynthError, PlanMismatch, Stopped, StorageError, Ta
 from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
-from nisynth.synthesis import StepCallback, make_synthesizer
+from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
 from nisynth.teachers import load_teacher
 
 
@@ -43,16 +43,21 @@ class Worker:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.teacher = load_teacher(config.teacher, self.device)
-        plan = make_plan(config, self.teacher.identity)
+        artefacts = load_artefacts(config.method, self.teacher)
+        plan = make_plan(config, self.teacher.identity, artefacts)
         if plan.fingerprint != fingerprint:
             raise PlanMismatch(
                 f"worker {self.name}: plans fingerprint {plan.fp12}, the driver {fingerprint[:12]};"
-                " teacher.weights differ between the two machines, or their nisynth does"
+                " the weights of teacher or rival differ between the two machines, or their nisynth does"
             )
         self.plan = plan
         self.run = Run(open_store(store_url), plan)
         self.synthesizer = make_synthesizer(
-            config.method, config.engine, self.teacher, log_every=config.execution.log_every
+            config.method,
+            config.engine,
+            self.teacher,
+            log_every=config.execution.log_every,
+            artefacts=artefacts,
         )
         self._compute = threading.Lock()
         self._versions = {

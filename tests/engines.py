@@ -2,14 +2,17 @@
 
 import torch
 
-from nisynth.synthesis import METHODS, EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.synthesis.deepinversion.pixels import Pixels
 from nisynth.synthesis.engine.fast import FastSynthesizer
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.inversion.draws import draw
 from nisynth.synthesis.inversion.method import InversionMethod
+from nisynth.synthesis.naturalinversion.renderer import Renderer
 
 ON_CPU = Shortcuts.on(torch.device("cpu"))
 FLOAT32_ENGINE = EngineConfig(name="fast", precision="float32")
+MODELS = {"naturalinversion": Renderer, "deepinversion": Pixels}
 SIXTEEN_BIT = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
@@ -28,7 +31,7 @@ def fast(teacher, log_every=1, shortcuts=None, engine=FLOAT32_ENGINE, **options)
 
 def inversion_of(config, teacher):
     """The method that `config` is of, on a teacher."""
-    return InversionMethod(config, teacher, METHODS[config.name].model)
+    return InversionMethod(config, teacher, MODELS[config.name])
 
 
 def drawn(task, config, teacher):

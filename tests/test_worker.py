@@ -101,7 +101,7 @@ def test_the_quality_gate_stops_before_anything_is_stored(tmp_path: Path) -> Non
 
 def test_a_worker_whose_weights_differ_from_the_drivers_refuses(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    with pytest.raises(PlanMismatch, match=r"teacher\.weights differ between the two machines"):
+    with pytest.raises(PlanMismatch, match=r"weights of teacher or rival differ between"):
         Worker(config, "0" * 64, str(tmp_path / "run"))
 
 

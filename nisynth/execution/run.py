@@ -30,7 +30,7 @@ from nisynth.execution.stored import StoredCommits
 from nisynth.plan import Plan, make_plan
 from nisynth.storage import open_store
 from nisynth.storage.probe import probe_conditional_create
-from nisynth.synthesis import check_engine
+from nisynth.synthesis import check_engine, load_artefacts
 from nisynth.teachers import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ OpenCrew = Callable[[RunConfig, Run, str | None], AbstractContextManager[Crew]]
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """Returns the plan of a config; reads the teacher's weights once, on the CPU. Raises TeacherError.
+    """Returns the plan of a config; reads the weights that it names once, on the CPU. Raises TeacherError.
 
     What a person should know of the teacher before a long run is logged, a line each.
     """
     teacher = load_teacher(config.teacher)
     for note in teacher.notes:
         logger.warning("note: %s", note)
-    return make_plan(config, teacher.identity)
+    return make_plan(config, teacher.identity, load_artefacts(config.method, teacher))
 
 
 def run(

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nisynth
 from nisynth.config import RunConfig
@@ -114,11 +115,12 @@ def pack(
         )
     fingerprint = plan_run(config).fingerprint
     files = {path.name: path for path in map(_module, modules)}
-    weights = config.teacher.weights
-    if weights is not None and "://" not in weights:
-        name = f"weights/{Path(weights).name}"
-        files[name] = Path(weights).expanduser()
-        config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, weights=name))
+    config = dataclasses.replace(config, teacher=_with_shipped_weights(config.teacher, "weights", files))
+    rival = vars(config.method).get("rival")
+    if rival is not None:
+        method: Any = config.method
+        rival = _with_shipped_weights(rival, "rival", files)
+        config = dataclasses.replace(config, method=dataclasses.replace(method, rival=rival))
     shipment = Shipment(
         name=f"nisynth-{fingerprint[:12]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}",
         config=config,
@@ -196,6 +198,16 @@ async def _follow(
 def _all_but_the_last_lines(log: str) -> int:
     lines = log.splitlines(keepends=True)
     return sum(map(len, lines[:-ATTACHED_LINES]))
+
+
+def _with_shipped_weights(section: Any, folder: str, files: dict[str, Path]) -> Any:
+    """Returns a config section whose `weights`, if they are a local file, are one that travels along."""
+    weights = section.weights
+    if weights is None or "://" in weights:
+        return section
+    name = f"{folder}/{Path(weights).name}"
+    files[name] = Path(weights).expanduser()
+    return dataclasses.replace(section, weights=name)
 
 
 def _module(path: str | Path) -> Path:

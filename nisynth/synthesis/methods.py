@@ -7,39 +7,68 @@ from typing import Any, cast
 import torch
 
 from nisynth.errors import ConfigError
+from nisynth.synthesis.deepinversion import config as deepinversion
+from nisynth.synthesis.deepinversion.stages import make_stages
 from nisynth.synthesis.engine.fast import FastSynthesizer
 from nisynth.synthesis.engine.precision import resolve
 from nisynth.synthesis.inversion.config import InversionConfig
-from nisynth.synthesis.inversion.method import InversionMethod, MakeModel
+from nisynth.synthesis.inversion.method import InversionMethod, Loop, MakeLoop, MakeModel
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
+from nisynth.synthesis.inversion.rival import Judged, Rival, competition, load_rival
 from nisynth.synthesis.naturalinversion import config as naturalinversion
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.noise import NoiseConfig, NoiseSynthesizer
 from nisynth.synthesis.protocol import EngineConfig, Method, Synthesizer
 from nisynth.teachers import Teacher
 
+Artefacts = Mapping[str, Rival]
+"""What other trainings left and a method's config names by URL, loaded, by the config's field."""
+
+
+def load_rivals(config: InversionConfig, teacher: Teacher) -> Artefacts:
+    """Returns the rival of an inversion method's config, if it has one."""
+    return {} if config.rival is None else {"rival": load_rival(config.rival, teacher)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
     """What a method brings.
 
-    config: its frozen dataclass. presets: fields of published experiments, by preset. Then one of two:
-    model: constructs its ImageModel; the loop that `engine` names runs it.
-    synthesizer: constructs what makes its images without a loop, and without an engine.
+    config: its frozen dataclass. presets: fields of published experiments, by preset.
+    make: constructs its synthesizer from its config, the teacher, and what makes the loop that `engine`
+        names. `inverting(model)` is that of a method which is one ImageModel.
+    uses_engine: whether it runs in such a loop. load: reads the artefacts that its config names.
     """
 
     config: type[Any]
     presets: Mapping[str, Mapping[str, Any]]
-    model: MakeModel | None = None
-    synthesizer: Callable[[Any, Teacher], Synthesizer] | None = None
+    make: Callable[[Any, Teacher, MakeLoop], Synthesizer]
+    uses_engine: bool = True
+    load: Callable[[Any, Teacher], Artefacts] = load_rivals
+
+
+def inverting(model: MakeModel) -> Callable[[Any, Teacher, MakeLoop], Synthesizer]:
+    """Returns the `make` of an inversion method with one ImageModel."""
+    return lambda config, teacher, loop: loop(config, model)
 
 
 METHODS: dict[str, MethodRow] = {
     "naturalinversion": MethodRow(
-        config=naturalinversion.NaturalInversionConfig, presets=naturalinversion.PRESETS, model=Renderer
+        config=naturalinversion.NaturalInversionConfig,
+        presets=naturalinversion.PRESETS,
+        make=inverting(Renderer),
+    ),
+    "deepinversion": MethodRow(
+        config=deepinversion.DeepInversionConfig,
+        presets=deepinversion.PRESETS,
+        make=lambda config, teacher, loop: make_stages(config, loop),
     ),
     "noise": MethodRow(
-        config=NoiseConfig, presets={}, synthesizer=lambda config, teacher: NoiseSynthesizer(teacher)
+        config=NoiseConfig,
+        presets={},
+        make=lambda config, teacher, loop: NoiseSynthesizer(teacher),
+        uses_engine=False,
+        load=lambda config, teacher: {},
     ),
 }
 """Every method by the name that its config states; the first is the default. Adding one is a row here."""
@@ -47,8 +76,8 @@ METHODS: dict[str, MethodRow] = {
 
 def check_engine(method: Method, engine: EngineConfig, device: torch.device) -> None:
     """Raises ConfigError when the engine, or the device, lacks what `make_synthesizer` would need of it."""
-    if METHODS[method.name].model is None:
-        return  # no loop, no engine
+    if not METHODS[method.name].uses_engine:
+        return
     if engine.name == "fast":
         resolve(engine.precision, device)
     elif engine.precision not in ("auto", "float32"):
@@ -58,20 +87,37 @@ def check_engine(method: Method, engine: EngineConfig, device: torch.device) -> 
         )
 
 
+def load_artefacts(method: Method, teacher: Teacher) -> Artefacts:
+    """Returns what the method's config names by URL, such as its rival, read and checked against the teacher.
+
+    Raises ConfigError, TeacherError, StorageError: one line that names the field.
+    """
+    return METHODS[method.name].load(method, teacher)
+
+
 def make_synthesizer(
-    method: Method, engine: EngineConfig, teacher: Teacher, *, log_every: int = 50
+    method: Method,
+    engine: EngineConfig,
+    teacher: Teacher,
+    *,
+    log_every: int = 50,
+    artefacts: Artefacts | None = None,
 ) -> Synthesizer:
     """Returns the synthesizer that runs `method` on `teacher` with `engine`, on the teacher's device.
 
-    `log_every` is the number of iterations between two points of the loss curve. `noise` has no loop and
-    ignores engine and `log_every`. Raises ConfigError when the engine cannot run the method.
+    `log_every` is the number of iterations between two points of the loss curve. A method without a loop
+    ignores both. artefacts: what `load_artefacts` returned, which is called without. Raises ConfigError when
+    the engine cannot run the method, and what `load_artefacts` raises.
     """
-    row = METHODS[method.name]
-    if row.model is None:
-        assert row.synthesizer is not None
-        return row.synthesizer(method, teacher)
     check_engine(method, engine, teacher.device)
-    inversion = InversionMethod(cast(InversionConfig, method), teacher, row.model)
-    if engine.name == "fast":
-        return FastSynthesizer(inversion, engine, log_every=log_every)
-    return PlainSynthesizer(inversion, log_every=log_every)
+    rival = (load_artefacts(method, teacher) if artefacts is None else artefacts).get("rival")
+
+    def loop(config: Any, model: MakeModel) -> Loop:
+        terms = [] if rival is None else [competition(config.rival, rival)]
+        inversion = InversionMethod(cast(InversionConfig, config), teacher, model, terms)
+        if engine.name == "fast":
+            return FastSynthesizer(inversion, engine, log_every=log_every)
+        return PlainSynthesizer(inversion, log_every=log_every)
+
+    synthesizer = METHODS[method.name].make(method, teacher, loop)
+    return synthesizer if rival is None else Judged(synthesizer, teacher, rival)

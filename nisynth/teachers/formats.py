@@ -55,10 +55,10 @@ def parse(data: bytes, where: str) -> tuple[list[StateDict], dict[str, str]]:
     where: names the file in messages. Raises TeacherError: not weights, damaged, code inside, tensors that
     are quantized, values that are no numbers.
     """
-    _refuse_foreign(data, where)
-    if data[8:9] == b"{":
+    if _is_safetensors(data):  # first: its length may begin with any byte, also with those of other formats
         tensors, metadata = _parse_safetensors(data, where)
         return [_state_dict(tensors, (), where)], metadata
+    _refuse_foreign(data, where)
     content = _load_torch(data, where)
     if not isinstance(content, Mapping):
         raise TeacherError(f"{where}: holds a {type(content).__name__}, not a state dict")
@@ -67,6 +67,11 @@ def parse(data: bytes, where: str) -> tuple[list[StateDict], dict[str, str]]:
         keys = ", ".join(str(key) for key in list(content)[:5]) or "none"
         raise TeacherError(f"{where}: no state dict in it, at the top or below; its keys: {keys}")
     return [_state_dict(mapping, path, where) for path, mapping in places], {}
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """Says whether a file begins with the length of a header of JSON, which is under 100 MB."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 100_000_000
 
 
 def _rank(path: tuple[str, ...]) -> tuple[int, ...]:

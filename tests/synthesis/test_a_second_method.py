@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nisynth.synthesis import METHODS, EngineConfig, MethodRow, make_synthesizer
+from nisynth.synthesis import METHODS, EngineConfig, MethodRow, inverting, make_synthesizer
 from nisynth.synthesis.inversion.bn_scale import BNScale
 from nisynth.synthesis.inversion.initialization import Weights
 from nisynth.synthesis.inversion.model import Acceleration, ImageModel
+from nisynth.synthesis.inversion.priors import TVForm
 from nisynth.teachers import Teacher
 from tests.synthesis.conftest import MakeTask
 
@@ -25,6 +26,7 @@ class PixelConfig:
     bn_weight: float = 1.0
     tv_weight: float = 0.0
     l2_weight: float = 0.0
+    tv: TVForm = "l2"
     rescale_priors: bool = True
     first_bn_multiplier: float = 1.0
     bn_scale: BNScale = "published"
@@ -32,6 +34,7 @@ class PixelConfig:
     jitter_px: int = 2
     flip: bool = True
     select: Literal["best", "last"] = "best"
+    rival: None = None
 
 
 class Pixels(ImageModel):
@@ -59,7 +62,7 @@ def test_it_runs_in_the_plain_loop_and_in_the_engine(
     monkeypatch: pytest.MonkeyPatch,
     select: Literal["best", "last"],
 ) -> None:
-    monkeypatch.setitem(METHODS, "pixels", MethodRow(config=PixelConfig, presets={}, model=Pixels))
+    monkeypatch.setitem(METHODS, "pixels", MethodRow(config=PixelConfig, presets={}, make=inverting(Pixels)))
     engines = EngineConfig(), EngineConfig(name="fast", precision="float32")
     plain, fast = (
         make_synthesizer(PixelConfig(select=select), engine, odd_teacher, log_every=1).synthesize(

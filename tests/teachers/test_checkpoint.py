@@ -354,3 +354,12 @@ def test_weights_that_are_not_there(
     assert str(caught.value).startswith("teacher.weights ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50])
+def test_a_safetensors_file_may_begin_as_other_formats_do(first: int, tmp_path: Path) -> None:
+    """Its first byte is part of the header's length: it may be that of a pickle or of an archive."""
+    state = build_network("resnet20", 10).state_dict()
+    made = (safetensors.torch.save(state, {"note": "x" * n}) for n in range(0, 256, 8))
+    (tmp_path / "weights.safetensors").write_bytes(next(data for data in made if data[0] == first))
+    load(tmp_path / "weights.safetensors")

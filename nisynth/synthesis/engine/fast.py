@@ -18,6 +18,7 @@ from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.synthesis.inversion.curve import LossCurve
 from nisynth.synthesis.inversion.draws import draw
+from nisynth.synthesis.inversion.initialization import Weights
 from nisynth.synthesis.inversion.memory import is_out_of_memory, out_of_memory, within_memory
 from nisynth.synthesis.inversion.method import InversionMethod
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
@@ -56,26 +57,29 @@ class FastSynthesizer:
         self._fused = self._fuse()
         self._inversion: Inversion | None = None
 
-    def synthesize(self, task: Task, on_step: StepCallback | None = None) -> ImageBatch:
+    def synthesize(
+        self, task: Task, on_step: StepCallback | None = None, start: Weights | None = None
+    ) -> ImageBatch:
         """Returns the task's full batch, `(B, 3, H, W)` float32, normalized, on the CPU.
 
+        start: initial weights, by name, in place of those that the task draws.
         On a GPU, the first batch of a size compiles and captures before it starts, which takes about a
         minute. Raises TaskFailure: `not_finite` when a loss or an image is, `out_of_memory`.
         """
         if self._fused is None:
-            batch = self._plain.synthesize(task, on_step)
+            batch = self._plain.synthesize(task, on_step, start)
             batch.figures["engine"] = self.describe()
             return batch
         try:
             with self._precision.arithmetic(self._teacher.device):
-                done = within_memory(lambda: self._invert(task, on_step))
+                done = within_memory(lambda: self._invert(task, on_step, start or {}))
                 if done is None:
                     self._drop()
                     raise out_of_memory(task, self._teacher.device)
                 return done
         except Unserved:
             self._fused = None
-        return self.synthesize(task, on_step)
+        return self.synthesize(task, on_step, start)
 
     def describe(self) -> str:
         """Returns how tasks are run, such as `fast, bfloat16, compiled, CUDA graph`."""
@@ -84,9 +88,9 @@ class FastSynthesizer:
         made = ("compiled" * self._shortcuts.compiled, "CUDA graph" * self._shortcuts.captured)
         return ", ".join(["fast", self._precision.name, *filter(None, made)])
 
-    def _invert(self, task: Task, on_step: StepCallback | None) -> ImageBatch:
+    def _invert(self, task: Task, on_step: StepCallback | None, start: Weights) -> ImageBatch:
         config = self._config
-        inversion = self._begin(task)  # lines 2 and 3
+        inversion = self._begin(task, start)  # lines 2 and 3
         curve = LossCurve(config.iterations, self._log_every, on_step)
         for epoch in range(1, config.iterations + 1):  # line 4
             inversion.step()  # lines 5-12
@@ -104,16 +108,18 @@ class FastSynthesizer:
             figures["gpu_memory_bytes"] = torch.cuda.max_memory_reserved(self._teacher.device)
         return figures
 
-    def _begin(self, task: Task) -> Inversion:
+    def _begin(self, task: Task, start: Weights) -> Inversion:
         """Returns the Inversion of the task's batch size, at the task's start. Raises Unserved."""
         if self._inversion is None or self._inversion.batch_size != len(task.labels):
             self._drop()
             self._inversion = self._prepare(task)
-        self._start(self._inversion, task)
+        self._start(self._inversion, task, start)
         return self._inversion
 
-    def _start(self, inversion: Inversion, task: Task) -> None:
-        inversion.begin(draw(task, self._config, inversion.model), torch.from_numpy(task.labels.copy()))
+    def _start(self, inversion: Inversion, task: Task, start: Weights) -> None:
+        draws = draw(task, self._config, inversion.model)
+        draws = draws._replace(weights=draws.weights | start)
+        inversion.begin(draws, torch.from_numpy(task.labels.copy()))
 
     def _drop(self) -> None:
         """Frees the memory of the present Inversion, which refers to itself."""
@@ -143,7 +149,7 @@ class FastSynthesizer:
         assert self._fused is not None
         batch_size = len(task.labels)
         inversion = Inversion(self._method, self._fused, batch_size, self._precision, self._shortcuts)
-        self._start(inversion, task)
+        self._start(inversion, task, {})
         return inversion
 
     def _do_without(self, error: Exception) -> None:

@@ -22,6 +22,7 @@ from nisynth.synthesis.inversion.jitter import apply_jitter
 from nisynth.synthesis.inversion.method import InversionMethod
 from nisynth.synthesis.inversion.model import Acceleration
 from nisynth.synthesis.inversion.objective import Losses, losses
+from nisynth.synthesis.inversion.schedule import LearningRates
 
 
 class Inversion:
@@ -52,6 +53,8 @@ class Inversion:
         self._loss_scale = precision.scale(batch_size)
         epsilon, on_gpu = 1e-8 * self._loss_scale, device.type == "cuda"
         self._adam = torch.optim.Adam(self.model.adam_groups(), eps=epsilon, fused=True, capturable=on_gpu)
+        factors = self.model.learning_rate_factors(config.iterations)
+        self._rates = LearningRates(self._adam, factors, device)
         self._y = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._jitter = torch.zeros((config.iterations, 2, 3), dtype=torch.int64, device=device)
         self._epoch = torch.zeros((), dtype=torch.int64, device=device)
@@ -98,7 +101,9 @@ class Inversion:
         self._log.index_copy_(0, self._epoch.view(1), torch.stack(list(loss.values())).detach()[None])
         self._adam.zero_grad()
         torch.autograd.backward(total * self._loss_scale)
+        self._rates.set(self._epoch)
         self._adam.step()  # lines 10-12
+        self.model.constrain()
         self._epoch += 1
 
     def _evaluate(self, jitter_1: Tensor, jitter_2: Tensor) -> Losses:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from nisynth.synthesis.engine.activations import is_add, is_relu
-from nisynth.synthesis.engine.statistics import at_least_float32, moments
+from nisynth.synthesis.engine.statistics import moments
+from nisynth.synthesis.inversion.priors import at_least_float32
 from nisynth.teachers.trace import Site
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nisynth.synthesis.inversion.bn_scale import BNScale, scale_of_norms
-from nisynth.synthesis.inversion.priors import beyond, channel_noise
+from nisynth.synthesis.inversion.priors import at_least_float32, beyond, channel_noise
 
 
 def moments(x: Tensor, mean: Tensor) -> Tensor:
@@ -49,11 +49,6 @@ def _spread_over_images(ctx: Any, gradient: Tensor) -> list[Tensor]:
 
 
 sum_over_images.register_autograd(_spread_over_images, setup_context=_keep_sizes)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Returns x in float32, or as it is where it is float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class FeatureDistribution:

@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 
 from nisynth.errors import ConfigError
 from nisynth.synthesis.inversion.bn_scale import BNScale
+from nisynth.synthesis.inversion.priors import TVForm
+from nisynth.synthesis.inversion.rival import RivalConfig
 from nisynth.synthesis.protocol import Method
 
 
@@ -13,9 +15,10 @@ class InversionConfig(Method, Protocol):
     """What both loops read of a method's config, which is a frozen dataclass with at least these fields.
 
     bn_weight, tv_weight, l2_weight: the weights of R_BN (Eq. 3) and of Eq. 4's two terms.
-    rescale_priors: R_TV and R_l2 times sqrt(256/B). first_bn_multiplier, bn_scale, bn_slack:
-    see `feature_distribution`.
+    tv: the form of R_TV. rescale_priors: R_TV and R_l2 times sqrt(256/B).
+    first_bn_multiplier, bn_scale, bn_slack: see `feature_distribution`.
     jitter_px, flip: see `draw_jitter`. select: which iterate is the result.
+    rival: a student to compete with, or None.
     """
 
     @property
@@ -24,6 +27,8 @@ class InversionConfig(Method, Protocol):
     def tv_weight(self) -> float: ...
     @property
     def l2_weight(self) -> float: ...
+    @property
+    def tv(self) -> TVForm: ...
     @property
     def rescale_priors(self) -> bool: ...
     @property
@@ -36,6 +41,8 @@ class InversionConfig(Method, Protocol):
     def jitter_px(self) -> int: ...
     @property
     def flip(self) -> bool: ...
+    @property
+    def rival(self) -> RivalConfig | None: ...
     @property
     def select(self) -> Literal["best", "last"]: ...
 

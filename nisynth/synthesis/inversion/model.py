@@ -1,6 +1,6 @@
 """The seam between an inversion method and the loops: a model of one batch's images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +55,19 @@ class ImageModel(nn.Module):
         """Returns the parameters in groups with their learning rates, as torch's optimizers take them."""
         raise NotImplementedError
 
+    def learning_rate_factors(self, iterations: int) -> Sequence[float] | None:
+        """Returns what multiplies the learning rates at each step; None where they are constant."""
+        return None
+
+    def constrain(self) -> None:
+        """Puts theta back into its bounds, in place, after each step; by default it has none."""
+
     def forward(self, y: Tensor, jitter: Tensor | None = None, by: Acceleration | None = None) -> Tensor:
         """Returns the batch's images, `(B, 3, H, W)` float32, normalized, with a gradient to theta.
 
         y: `(B,)` int64 labels. jitter: a `(3,)` row for an image inside the model, where it has one; the
-        loop itself jitters what is returned. by: what the engine lends; a model may ignore it.
+        loop itself jitters what is returned. None renders the result. by: what the engine lends; a model
+        may ignore it.
         """
         raise NotImplementedError
 

@@ -1,12 +1,13 @@
 """What a batch is optimized for: a list of weighted loss terms, Eq. 8 for the paper's."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution, l2, total_variation
+from nisynth.synthesis.inversion.term import Seen, Term
 
 FeatureDistance = Callable[[Sequence[Tensor]], Tensor]
 """R_BN from what the teacher's `logits_and_bn_inputs` returns beside the logits."""
@@ -26,27 +27,6 @@ class Observed(Protocol):
         """Returns logits `(B, C)` and the input of every BatchNorm2d, or what an engine's R_BN reads."""
 
 
-class Seen(NamedTuple):
-    """What a loss term may read: the images with their jitter, their labels, and the teacher's view of them.
-
-    images: `(B, 3, H, W)` float32, normalized. labels: `(B,)` int64. logits: `(B, C)`.
-    bn_inputs: the input of every BatchNorm2d, or their moments, which only the engine's R_BN reads.
-    """
-
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
-    bn_inputs: Sequence[Tensor]
-
-
-class Term(NamedTuple):
-    """One loss term: its name in curves, its weight, and its value as a 0-dim float32 tensor."""
-
-    name: str
-    weight: float
-    value: Callable[[Seen], Tensor]
-
-
 def image_terms(
     config: InversionConfig, teacher: Observed, r_bn: FeatureDistance | None = None
 ) -> list[Term]:
@@ -64,11 +44,11 @@ def image_terms(
             slack=config.bn_slack,
         )
 
-    distance, rescale = r_bn or feature_distance, config.rescale_priors
+    distance, rescale, form = r_bn or feature_distance, config.rescale_priors, config.tv
     return [
         Term("ce", 1.0, lambda seen: cross_entropy(seen.logits, seen.labels)),
         Term("r_bn", config.bn_weight, lambda seen: distance(seen.bn_inputs)),
-        Term("tv", config.tv_weight, lambda seen: total_variation(seen.images, rescale=rescale)),
+        Term("tv", config.tv_weight, lambda seen: total_variation(seen.images, rescale=rescale, form=form)),
         Term("l2", config.l2_weight, lambda seen: l2(seen.images, rescale=rescale)),
     ]
 

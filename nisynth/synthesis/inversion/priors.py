@@ -7,6 +7,7 @@ which leaves the published B=256 as it is and gives every other batch size the s
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,13 @@ from nisynth.synthesis.inversion.bn_scale import BNScale, scale_of_norms
 
 REFERENCE_BATCH_SIZE = 256
 
+TVForm = Literal["l2", "l1"]
+"""How R_TV measures differences of neighbours: norms over the batch (Eq. 4), or means of magnitudes."""
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns L_CE (Eq. 2), the mean over the batch, from `(B, C)` logits and `(B,)` int64 labels."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
 def feature_distribution(
@@ -48,7 +52,7 @@ def feature_distribution(
 def _statistics_distance(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor, slack: float) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+    var, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), correction=0)
     gaps = torch.stack((mean - norm.running_mean, var - norm.running_var))
     if slack:
         gaps = beyond(gaps, slack * channel_noise(norm.running_var, len(x)))
@@ -65,15 +69,19 @@ def beyond(gaps: Tensor, allowed: Tensor) -> Tensor:
     return gaps.sign() * (gaps.abs() - allowed).clamp_min(0.0)
 
 
-def total_variation(images: Tensor, *, rescale: bool = True) -> Tensor:
+def total_variation(images: Tensor, *, rescale: bool = True, form: TVForm = "l2") -> Tensor:
     """Returns R_TV (Eq. 4) of `(B, 3, H, W)` images: the norms of the differences between neighbours.
 
-    Four directions: to the right, down, and along both diagonals (published code).
+    Four directions: to the right, down, and along both diagonals (published code). `l1` takes the mean
+    magnitude of each direction's differences instead of their norm (DataFree's DeepInversion); a mean does
+    not grow with the batch, so `rescale` leaves it alone.
     """
     right = images[:, :, :, :-1] - images[:, :, :, 1:]
     down = images[:, :, :-1, :] - images[:, :, 1:, :]
     falling = images[:, :, :-1, :-1] - images[:, :, 1:, 1:]
     rising = images[:, :, 1:, :-1] - images[:, :, :-1, 1:]
+    if form == "l1":
+        return right.abs().mean() + down.abs().mean() + falling.abs().mean() + rising.abs().mean()
     return _scale(images, rescale) * (_norm(right) + _norm(down) + _norm(falling) + _norm(rising))
 
 
@@ -82,8 +90,13 @@ def l2(images: Tensor, *, rescale: bool = True) -> Tensor:
     return _scale(images, rescale) * _norm(images)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Returns x in float32, or as it is where it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x.float())
+    norm: Tensor = torch.linalg.vector_norm(at_least_float32(x))
     return norm
 
 

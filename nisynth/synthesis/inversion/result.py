@@ -21,7 +21,8 @@ def finish_batch(
         raise TaskFailure("not_finite", _not_finite(task, curve, str((figures or {}).get("engine"))))
     return ImageBatch(
         task=task,
-        images=i_hat.cpu(),
+        # A copy: a model may render its own parameters, which the next task overwrites.
+        images=i_hat.detach().to("cpu", copy=True),
         labels=torch.from_numpy(task.labels.copy()),
         curve=curve.points,
         figures={

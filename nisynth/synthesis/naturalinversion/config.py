@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from nisynth.synthesis.inversion.bn_scale import BNScale
 from nisynth.synthesis.inversion.config import check_options
+from nisynth.synthesis.inversion.priors import TVForm
+from nisynth.synthesis.inversion.rival import RivalConfig
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"iterations": 2000, "bn_weight": 10.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
@@ -40,6 +42,13 @@ class NaturalInversionConfig:
     feature_gradient: whether the gradient also flows through the teacher's features into the generator.
         Implied by the paper; the published code takes the features without gradient.
     head: `tanh` is tanh(conv1x1(G + m_L)) (Table 7); `sum` is the bare sum of Eq. 7.
+    pyramid, scaling: false leaves the part out (Table 3). Without the pyramid there is no head either, and
+        the image is alpha * G; without the scaling alpha is 1, and the head stays as configured, so that
+        `tanh` limits the image to 1 in normalized units (the paper does not say whether it does); without
+        both, the image is G's.
+    tv: `l2`, the norms of Eq. 4, or `l1`, see `total_variation`; give that one a weight of its own.
+    rival: a student to compete with (`RivalConfig`): the paper's "NaturalInversion + ADI", whose weight it
+        does not state.
     select: `best` renders the iterate of lowest loss, `last` that of the last iteration (Algorithm 1).
     """
 
@@ -61,6 +70,10 @@ class NaturalInversionConfig:
     feature_gradient: bool = False
     head: Literal["tanh", "sum"] = "tanh"
     select: Literal["best", "last"] = "best"
+    pyramid: bool = field(default=True, metadata={"added_later": True})
+    scaling: bool = field(default=True, metadata={"added_later": True})
+    tv: TVForm = field(default="l2", metadata={"added_later": True})
+    rival: RivalConfig | None = field(default=None, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
         check_options(self, at_least_one=("iterations", "latent_dim"), not_negative=_RATES_AND_WEIGHTS)

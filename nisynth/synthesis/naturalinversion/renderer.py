@@ -19,7 +19,10 @@ from nisynth.teachers import Teacher
 
 
 class Renderer(ImageModel):
-    """theta_G, theta_P and alpha of one batch, in this order, and its latents z."""
+    """theta_G, theta_P and alpha of one batch, in this order, and its latents z.
+
+    `pyramid` and `scaling` are None where the config leaves them out.
+    """
 
     z: Tensor
 
@@ -30,8 +33,8 @@ class Renderer(ImageModel):
         self.teacher = teacher
         taps = [MapSize(tap.channels, tap.side_px) for tap in teacher.taps]
         self.generator = Generator(teacher.num_classes, teacher.input_px, config.latent_dim)
-        self.pyramid = FeatureTransferPyramid(taps, teacher.input_px, config.head)
-        self.scaling = AdaptiveChannelScaling(batch_size)
+        self.pyramid = FeatureTransferPyramid(taps, teacher.input_px, config.head) if config.pyramid else None
+        self.scaling = AdaptiveChannelScaling(batch_size) if config.scaling else None
         self.register_buffer("z", torch.empty((batch_size, config.latent_dim)))
 
     def forward(self, y: Tensor, jitter: Tensor | None = None, by: Acceleration | None = None) -> Tensor:
@@ -48,10 +51,11 @@ class Renderer(ImageModel):
         x_hat = x_hat.float()
         if jitter is not None:
             x_hat = apply_jitter(x_hat, jitter)
-        with by.autocast():
-            m_l = transfer(self.pyramid, self._features(x_hat, by))
-        i_hat: Tensor = self.scaling(join(self.pyramid, x_hat, m_l.float()))
-        return i_hat
+        if self.pyramid is not None:
+            with by.autocast():
+                m_l = transfer(self.pyramid, self._features(x_hat, by))
+            x_hat = join(self.pyramid, x_hat, m_l.float())
+        return x_hat if self.scaling is None else self.scaling(x_hat)
 
     def _features(self, x_hat: Tensor, by: Acceleration) -> list[Tensor]:
         if self.config.feature_gradient:
@@ -62,18 +66,22 @@ class Renderer(ImageModel):
     def draw_weights(self, rng: torch.Generator) -> Weights:
         """Returns a task's weights, drawn in this order: generator, pyramid, z, alpha."""
         weights = prefixed("generator", self.generator.draw_weights(rng))
-        weights |= prefixed("pyramid", self.pyramid.draw_weights(rng))
+        if self.pyramid is not None:
+            weights |= prefixed("pyramid", self.pyramid.draw_weights(rng))
         weights["z"] = torch.randn(self.z.shape, generator=rng)
-        return weights | prefixed("scaling", self.scaling.draw_weights(rng))
+        if self.scaling is not None:
+            weights |= prefixed("scaling", self.scaling.draw_weights(rng))
+        return weights
 
     def adam_groups(self) -> list[dict[str, Any]]:
         """Returns the three parts with their learning rates, as torch's optimizers take them."""
         config = self.config
-        return [
-            {"params": list(self.generator.parameters()), "lr": config.lr_generator},
-            {"params": list(self.pyramid.parameters()), "lr": config.lr_pyramid},
-            {"params": list(self.scaling.parameters()), "lr": config.lr_alpha},
-        ]
+        parts = (
+            (self.generator, config.lr_generator),
+            (self.pyramid, config.lr_pyramid),
+            (self.scaling, config.lr_alpha),
+        )
+        return [{"params": list(part.parameters()), "lr": lr} for part, lr in parts if part is not None]
 
 
 def _operations(by: Acceleration) -> tuple[Callable[..., Tensor], ...]:
