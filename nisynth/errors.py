@@ -116,6 +116,12 @@ class Stopped(NisynthError):
     exit_code = 7
 
 
+class NotStarted(NisynthError):
+    """Ray could not be started on this machine; the same command may succeed later (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
 class ConnectionLost(NisynthError):
     """A client lost the cluster that runs its job; the job goes on (75 is the system's EX_TEMPFAIL)."""
 

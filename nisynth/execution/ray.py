@@ -6,22 +6,23 @@ max_task_retries=0`): attempts are the scheduler's. Not `ActorPool`, which keeps
 Ray Data, which hides who failed where.
 """
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
 
 from nisynth import __version__
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
 from nisynth.errors import LossKind, NisynthError, Stalled, Stopped, StorageError, TaskFailure
 from nisynth.execution.actors import Actor
-from nisynth.execution.cluster import connected, live_nodes, resources, sigterm_noted
+from nisynth.execution.cluster import connected, free_resources, live_nodes, resources, sigterm_noted
 from nisynth.execution.events import (
     AttemptFailed,
     Note,
@@ -77,7 +78,17 @@ class RayCrew:
 
     def __init__(self, config: RunConfig, run: Run, sigterm: Event, actor: type[Actor], version: str) -> None:
         self._sigterm = sigterm
-        self._actor_class = _actor_class(config, actor)
+        self._execution = config.execution
+        gpus = config.execution.gpus_per_worker
+        self._gpus = (1.0 if resources()["GPU"] > 0 else 0.0) if gpus is None else gpus
+        self._actor_class: Any = ray.remote(actor).options(
+            num_cpus=config.execution.cpu_threads,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            # Two attempts, so that an upload overlaps the next compute, a report, and one to spare.
+            max_concurrency=4,
+        )
         self._handshake = (version, config.to_dict(), run.plan.fingerprint, run.store.url)
         self._actors: dict[int, Any] = {}
         self._ready: dict[int, WorkerReady] = {}
@@ -164,6 +175,11 @@ class RayCrew:
     def _cause(self, call: _Call, error: RayError) -> tuple[LossKind, str]:
         """Returns the scheduler's word for a worker's end, and one line about it."""
         line = _line(error)
+        if isinstance(error, OutOfMemoryError):
+            # Its node had too little memory for all its workers, whatever this one was doing. The slot counts
+            # it, so that a node is not filled again for ever; the task does not.
+            used = re.search(r"[\d.]+GB used / [\d.]+GB", str(error))
+            return "node_memory", f"Ray ended it for want of memory on its node: {used[0] if used else line}"
         if isinstance(error, ActorDiedError) and error.preempted:
             return "preempted", line
         worker = self._ready.get(call.slot)
@@ -174,29 +190,23 @@ class RayCrew:
         return ("start_failed" if call.method == "start" else "worker_died"), line
 
     def _note_waiting(self, hear: Hear) -> None:
-        """Says every 30 s that nobody is at work, and what there is."""
+        """Says every 30 s that nobody is ready yet, what a worker needs and what there is."""
         now_s = time.monotonic()
         if self._ready:
             self._noted_s = now_s
         elif now_s - self._noted_s > WAITING_NOTE_S:
             self._noted_s = now_s
-            there = ", ".join(f"{number:g} {name}s" for name, number in resources().items())
-            hear(Note(f"no worker of {len(self._actors)} is up; the cluster has {there}"))
+            needs = f"{self._execution.cpu_threads} CPUs, {self._gpus:g} GPUs"
+            hear(
+                Note(
+                    f"waiting for {len(self._actors)} workers to start; each needs {needs};"
+                    f" the cluster has {_shown(resources())}, {_shown(free_resources())} of them free"
+                )
+            )
 
 
-def _actor_class(config: RunConfig, actor: type[Actor]) -> Any:
-    execution = config.execution
-    gpus = execution.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if resources()["GPU"] > 0 else 0.0
-    return ray.remote(actor).options(
-        num_cpus=execution.cpu_threads,
-        num_gpus=gpus,
-        max_restarts=0,
-        max_task_retries=0,
-        # Two attempts, so that an upload overlaps the next compute, a report, and one to spare.
-        max_concurrency=4,
-    )
+def _shown(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{number:g} {name}s" for name, number in amounts.items())
 
 
 def _line(error: RayError) -> str:

@@ -23,9 +23,7 @@ from nisynth.execution.ledger import COMMITTED, DEATHS, FAULTS, QUARANTINED, Att
 
 __all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
 
-BLAMELESS: frozenset[LossKind] = frozenset(
-    {"preempted", "node_died", "node_memory", "unavailable", "storage"}
-)
+BLAMELESS: frozenset[LossKind] = frozenset({"preempted", "node_died", "unavailable", "storage"})
 """Ends of a worker that say nothing against its task or its slot."""
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -167,3 +168,32 @@ def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: p
     finally:
         cluster.shutdown()
     check_whole(tmp_path, TASKS)
+
+
+def test_sigterm_while_ray_starts_ends_with_7_and_leaves_nothing(tmp_path: Path, start: Start) -> None:
+    process = start(faulty_config(tmp_path))
+    started: set[int] = set()
+
+    def is_starting() -> bool:
+        started.update(descendants(process.pid))
+        return any(b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in alive(started))
+
+    wait_until(is_starting)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 7, err
+    assert "stopped by SIGTERM" in err
+    assert "Traceback" not in err
+    wait_until(lambda: not alive(started))
+
+
+def test_workers_that_ray_ends_for_want_of_memory_are_the_machines_failure(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    process = start(faulty_config(tmp_path))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 5, err
+    assert re.search(r"is gone \(node_memory\): Ray ended it for want of memory .* [\d.]+GB used / ", err)
+    assert "quarantined" not in err
