@@ -152,7 +152,7 @@ def read_manifest(run: Run) -> list[ManifestRow]:
 def _rows(data: bytes) -> Iterator[ManifestRow]:
     try:
         schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
-        for row in pq.read_table(pa.BufferReader(data)).cast(schema).to_pylist():
+        for row in _read(data).cast(schema).to_pylist():
             yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"{MANIFEST_KEY}: is no manifest of a run ({one_line(error)})") from None
@@ -227,3 +227,12 @@ Synthesized from a pre-trained classifier alone; no image of its training data w
 `plan.json` holds the whole config, `commits/` the provenance of every shard (seed, losses, timings,
 versions), `manifest.parquet` the list of shards with their sha256.
 """
+
+
+def _read(data: bytes) -> pa.Table:
+    """Returns the table of a Parquet file, read in this thread.
+
+    `read_table` goes through pyarrow's scanner, whose threads may still hold the bytes when Python ends, and
+    then they end the process by SIGABRT: seen once at the end of a complete run on a busy machine.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)

@@ -167,7 +167,7 @@ def _table(file: str) -> pa.Table:
     except NotFound:
         raise ConfigError(f"data {file}: there is no such object; check the URL") from None
     try:
-        return pq.read_table(pa.BufferReader(data))
+        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except _ARROW_ERRORS as error:
         raise DataError(f"data {file}: not a Parquet file, or damaged ({one_line(error)})") from None
 
