@@ -140,6 +140,13 @@ def test_plan_says_that_another_configs_run_lies_at_the_url(finished: Path, tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_methods_lists_the_table() -> None:
+    listed = nisynth("methods").stdout
+    assert "naturalinversion" in listed
+    assert "cifar10_paper" in listed
+    assert "Adaptive DeepInversion" in " ".join(listed.split())
+
+
 def test_teachers_lists_the_registry() -> None:
     listed = nisynth("teachers").stdout
     for name in ("resnet18", "resnet20", "resnet34", "resnet56", "vgg11", "vgg16", "mobilenetv2"):

@@ -41,7 +41,16 @@ def main() -> None:
 def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
     try:
-        from nisynth.cli import compress, distill, jobs, quality, report, runs, storage  # noqa: F401  they register their verbs
+        from nisynth.cli import (  # noqa: F401  they register their verbs
+            compress,
+            distill,
+            jobs,
+            methods,
+            quality,
+            report,
+            runs,
+            storage,
+        )
 
         result = app(args=arguments, standalone_mode=False)
         if result == INTERRUPTED:  # what typer makes of Ctrl-C, in silence

@@ -19,6 +19,7 @@ from nisynth.execution.run import run as carry_out
 from nisynth.plan import make_plan
 from nisynth.progress import format_seconds, make_progress, printable, shown_shards
 from nisynth.storage import open_store
+from nisynth.synthesis import load_artefacts
 from nisynth.teachers import architectures, load_teacher
 
 ConfigArgument = Annotated[
@@ -50,7 +51,7 @@ def plan(
     """Say what a run would do, and what was understood of its teacher. Reads the weights; needs no GPU."""
     resolved = load_config(config, set_)
     teacher = load_teacher(resolved.teacher)
-    planned = make_plan(resolved, teacher.identity)
+    planned = make_plan(resolved, teacher.identity, load_artefacts(resolved.method, teacher))
     facts: dict[str, Any] = {
         "tasks": planned.num_tasks,
         "images": planned.num_images,

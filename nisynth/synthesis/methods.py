@@ -34,12 +34,17 @@ def load_rivals(config: InversionConfig, teacher: Teacher) -> Artefacts:
 class MethodRow:
     """What a method brings.
 
+    summary: one line for a list. tables: where it stands in the NaturalInversion paper. cost: of an iteration
+        relative to NaturalInversion's, in multiplications with a ResNet-34 teacher.
     config: its frozen dataclass. presets: fields of published experiments, by preset.
     make: constructs its synthesizer from its config, the teacher, and what makes the loop that `engine`
         names. `inverting(model)` is that of a method which is one ImageModel.
     uses_engine: whether it runs in such a loop. load: reads the artefacts that its config names.
     """
 
+    summary: str
+    tables: str
+    cost: float
     config: type[Any]
     presets: Mapping[str, Mapping[str, Any]]
     make: Callable[[Any, Teacher, MakeLoop], Synthesizer]
@@ -54,16 +59,25 @@ def inverting(model: MakeModel) -> Callable[[Any, Teacher, MakeLoop], Synthesize
 
 METHODS: dict[str, MethodRow] = {
     "naturalinversion": MethodRow(
+        summary="one generator per batch, with the teacher's features and learned channel scales",
+        tables="1, 2, 3, 5, 9",
+        cost=1.0,
         config=naturalinversion.NaturalInversionConfig,
         presets=naturalinversion.PRESETS,
         make=inverting(Renderer),
     ),
     "deepinversion": MethodRow(
+        summary="pixels optimized directly; with method.rival, Adaptive DeepInversion",
+        tables="1, 2, 3, 9",
+        cost=0.55,
         config=deepinversion.DeepInversionConfig,
         presets=deepinversion.PRESETS,
         make=lambda config, teacher, loop: make_stages(config, loop),
     ),
     "noise": MethodRow(
+        summary="normal noise: the floor that any method must beat, and a load to test with",
+        tables="-",
+        cost=0.0,
         config=NoiseConfig,
         presets={},
         make=lambda config, teacher, loop: NoiseSynthesizer(teacher),

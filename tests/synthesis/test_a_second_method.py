@@ -55,6 +55,11 @@ class Pixels(ImageModel):
         return self.x
 
 
+ROW = MethodRow(
+    summary="pixels", tables="-", cost=0.5, config=PixelConfig, presets={}, make=inverting(Pixels)
+)
+
+
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_it_runs_in_the_plain_loop_and_in_the_engine(
     odd_teacher: Teacher,
@@ -62,7 +67,7 @@ def test_it_runs_in_the_plain_loop_and_in_the_engine(
     monkeypatch: pytest.MonkeyPatch,
     select: Literal["best", "last"],
 ) -> None:
-    monkeypatch.setitem(METHODS, "pixels", MethodRow(config=PixelConfig, presets={}, make=inverting(Pixels)))
+    monkeypatch.setitem(METHODS, "pixels", ROW)
     engines = EngineConfig(), EngineConfig(name="fast", precision="float32")
     plain, fast = (
         make_synthesizer(PixelConfig(select=select), engine, odd_teacher, log_every=1).synthesize(
