@@ -13,6 +13,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -95,6 +96,27 @@ def try_source(entry: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str
         yield try_network(**{**defaults, **({"arch": network} if isinstance(network, str) else network)})
 
 
+def try_files() -> list[dict[str, str]]:
+    """Returns what becomes of one network's weights in every wrapping and format that the tests know."""
+    sys.path.append(str(LIST.parents[1]))
+    from tests.teachers.test_checkpoint import BAD_FILES, WRAPPINGS
+
+    state = build_network("resnet20", 10).state_dict()
+    rows = []
+    for name, make in [*WRAPPINGS.items(), *((name, make) for name, make, _ in BAD_FILES)]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "FILE"
+            path.write_bytes(make(state))
+            try:
+                described = {"num_classes": 10, "mean": HALF, "std": HALF}
+                teacher = load_teacher(arch="resnet20", weights=str(path), **described)
+                result = "; ".join(["read", *teacher.notes])
+            except NisynthError as error:
+                result = f"refused: {error}"
+        rows.append({"file": name, "what happens": result.replace(f"{folder}/", "")})
+    return rows
+
+
 def in_own_process(entry: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
     """Returns a source's rows, tried in a process of their own: repositories share names of modules."""
     command = [sys.executable, __file__, "--one", json.dumps(entry), "--checkouts", str(folder)]
@@ -139,6 +161,11 @@ def page(found: Sequence[tuple[str, list[dict[str, str]]]]) -> str:
     columns = ["network", "image", "taps", "BatchNorms", "logits", "fast engine", "notes"]
     for title, of_source in found:
         parts += [f"### {title}", table(of_source, columns)]
+    parts += [
+        "## Weights files",
+        "One ResNet-20's weights, as people save them, and files that are no weights of it.",
+        table(try_files(), ["file", "what happens"]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

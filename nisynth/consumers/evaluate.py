@@ -15,7 +15,7 @@ from nisynth.consumers.realset import check_fits, load_real_set
 from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError
 from nisynth.teachers import Teacher
-from nisynth.teachers.predict import predict, share
+from nisynth.teachers.predict import share
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
     """
     if against is not None and against.num_classes != network.num_classes:
         raise ConfigError(f"against: has {against.num_classes} classes, the network {network.num_classes}")
-    chosen = predict(network.network, images.pixels, network.normalization)
+    chosen = network.predict(images.pixels)
     num_classes = network.num_classes
     cells = torch.bincount(images.labels * num_classes + chosen, minlength=num_classes**2)
     confusion = cells.view(num_classes, num_classes)
@@ -122,7 +122,7 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
 
 
 def _compare(other: Teacher, images: Images, chosen: Tensor) -> Comparison:
-    theirs = predict(other.network, images.pixels, other.normalization)
+    theirs = other.predict(images.pixels)
     return Comparison(str(other.identity["arch"]), share(theirs == images.labels), share(theirs == chosen))
 
 

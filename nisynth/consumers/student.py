@@ -217,7 +217,7 @@ def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport
 def _teacher_accuracy(job: Job) -> float | None:
     if job.test is None or job.teacher is None:
         return None
-    return job.test.accuracy(job.teacher.network, job.teacher.normalization)
+    return job.teacher.accuracy(job.test.pixels, job.test.labels)
 
 
 def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> StudentReport:

@@ -86,7 +86,7 @@ class Checkpoint:
         left_out = [*fit.surplus, *fit.state.skipped]
         if left_out:
             shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-            notes.append(f"{len(left_out)} entries of the weights file have no place in the network: {shown}")
+            notes.append(f"left out of the weights, as the network has no place for it: {shown}")
         return notes
 
 

@@ -52,6 +52,13 @@ def check_module(network: nn.Module) -> None:
             raise TeacherError(f"arch: {name} is sparse; build the network with dense weights")
 
 
+def freeze(network: nn.Module) -> None:
+    """Sets eval mode, and takes every weight's gradient."""
+    network.eval()
+    for parameter in network.parameters():
+        parameter.detach_().requires_grad_(False)  # one may be the result of a computation, in some factories
+
+
 def probe(network: nn.Module, input_px: int, num_classes: int) -> Probe:
     """Returns what a network in eval mode does with noise images `(2, 3, input_px, input_px)`.
 
@@ -85,6 +92,7 @@ def _forward(network: nn.Module, x: Tensor) -> Trace:
     except (Exception, SystemExit) as error:  # the user's network may raise anything
         told = one_line(error)
         cure = "; see teacher.input_px" if any(word in told for word in SIZE_WORDS) else ""
+        cure = "; its images must be RGB" if "got 3 channels" in told else cure
         raise TeacherError(
             f"arch: the network's forward of {tuple(x.shape)} RGB images raised {told}{cure}"
         ) from error
@@ -108,7 +116,7 @@ def _check_batch_norms(passed: Trace) -> None:
     if not passed.batch_norms:
         others = [f"{type(site.module).__name__} {site.name!r}" for site in passed.other_norms[:1]]
         if passed.functional_norms:
-            others.append("BatchNorms in scripted modules or by F.batch_norm: use nn.BatchNorm2d, unscripted")
+            others.append("BatchNorms by F.batch_norm, .forward() or scripted: call nn.BatchNorm2d modules")
         raise TeacherError(
             "arch: the network has no BatchNorm2d, whose statistics the inversion matches (R_BN)"
             + (f"; it has {', '.join(others)}" if others else "")
@@ -164,7 +172,7 @@ def _missed_norms(passed: Trace) -> list[str]:
     missed = [f"{type(site.module).__name__} {site.name!r}" for site in passed.other_norms]
     if passed.functional_norms:
         missed.append(
-            f"{passed.functional_norms} in scripted modules or by F.batch_norm, which hooks cannot read"
+            f"{passed.functional_norms} by F.batch_norm, .forward() or scripted, which hooks cannot read"
         )
     if not missed:
         return []

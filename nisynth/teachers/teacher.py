@@ -12,7 +12,7 @@ from nisynth.errors import TeacherError
 from nisynth.teachers.checkpoint import hash_weights
 from nisynth.teachers.predict import BATCH_SIZE, predict, share
 from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
-from nisynth.teachers.probe import check_module, probe
+from nisynth.teachers.probe import check_module, freeze, probe
 from nisynth.teachers.trace import Tap, find_taps, name_taps, reading
 
 
@@ -46,7 +46,8 @@ class Teacher:
     ) -> None:
         self.device = torch.device(device)
         check_module(network)
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        freeze(network)
+        self.network = network.to(self.device)
         weights_sha256 = hash_weights(network)
         self.classes = _check_classes(tuple(classes))
         seen = probe(self.network, input_px, len(self.classes))

@@ -246,7 +246,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         That is where some operation read or wrote its `(C, H, W)` as channels, height and width: attention
         scores `(B, heads, tokens, tokens)` and tokens `(B, H, W, C)` are 4-D, too.
         """
-        return shape[0] == image[0] and shape[2] <= image[2] and tuple(shape) in self._maps
+        return tuple(shape) in self._maps and shape[0] == image[0] and shape[2] <= image[2]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

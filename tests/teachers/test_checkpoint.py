@@ -111,10 +111,10 @@ def test_every_wrapping_gives_the_same_teacher(wrapping: str, state: State, tmp_
     [
         (
             lambda s: {**s, "aux.weight": torch.ones(5, 5)},
-            "1 entries of the weights file have no place in the",
+            "left out of the weights, as the network has no place for it: aux.weight",
         ),
-        (lambda s: {**prefixed(s, "module."), "n_averaged": torch.tensor(7)}, "network: n_averaged"),
-        (lambda s: {"state_dict": {**s, "epoch": 9}}, "network: epoch"),
+        (lambda s: {**prefixed(s, "module."), "n_averaged": torch.tensor(7)}, "for it: n_averaged"),
+        (lambda s: {"state_dict": {**s, "epoch": 9}}, "for it: epoch"),
         (lambda s: {"ema": s, "model": s}, "weights are of model of the file; ema fit, too"),
         (lambda s: {"state_dict": s, "epoch": 9}, None),
     ],

@@ -374,7 +374,7 @@ def test_the_hash_of_a_network_does_not_depend_on_the_class_of_its_batch_norms()
         (Otherwise, "R_BN matches 1 of 2 BatchNorms; it leaves out Otherwise 'bn1'"),
         (
             Functional,
-            "R_BN matches 1 of 2 BatchNorms; it leaves out 1 in scripted modules or by F.batch_norm, which "
+            "R_BN matches 1 of 2 BatchNorms; it leaves out 1 by F.batch_norm, .forward() or scripted, which "
             "hooks cannot read",
         ),
     ],
@@ -392,7 +392,9 @@ def test_without_any_that_can_be_matched_the_others_are_named() -> None:
         network
     )
     network.bn1 = Functional(6)
-    assert "it has BatchNorms in scripted modules or by F.batch_norm: use nn.BatchNorm2d" in refusal(network)
+    assert "it has BatchNorms by F.batch_norm, .forward() or scripted: call nn.BatchNorm2d" in refusal(
+        network
+    )
 
 
 def scripted(module: nn.Module) -> Any:
@@ -406,7 +408,9 @@ def test_scripted_parts_are_taken_and_their_batch_norms_counted() -> None:
     network.bn1 = scripted(network.bn1)
     teacher = teacher_of(network)
     assert teacher.batch_norm_names == ("bn2",)
-    assert "R_BN matches 1 of 2 BatchNorms; it leaves out 1 in scripted modules" in teacher.notes[0]
+    assert (
+        "R_BN matches 1 of 2 BatchNorms; it leaves out 1 by F.batch_norm, .forward() or" in teacher.notes[0]
+    )
     torch.testing.assert_close(teacher.logits(images()), teacher_of(Net()).logits(images()))
 
 
@@ -438,6 +442,42 @@ def sparse() -> nn.Module:
 )
 def test_modules_whose_weights_cannot_be_read(build: Callable[[], nn.Module], line: str) -> None:
     assert line in refusal(build())
+
+
+class ByForward(Net):
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.bn1.forward(self.conv1(x)))
+        return self.head(F.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+class WithBatchNorm1d(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn3 = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.head(self.bn3(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("network", "note"),
+    [
+        (
+            ByForward(),
+            "R_BN matches 1 of 2 BatchNorms; it leaves out 1 by F.batch_norm, .forward() or scripted",
+        ),
+        (WithBatchNorm1d(), "R_BN matches 2 of 3 BatchNorms; it leaves out BatchNorm1d 'bn3'"),
+    ],
+)
+def test_batch_norms_that_no_hook_or_map_shows_are_counted(network: nn.Module, note: str) -> None:
+    assert note in teacher_of(network).notes[0]
+
+
+def test_a_weight_that_was_computed_is_frozen_like_others() -> None:
+    network = Net()
+    network._parameters["scale"] = torch.ones(1, requires_grad=True) * 2.0
+    assert not any(parameter.requires_grad for parameter in teacher_of(network).network.parameters())
 
 
 class StaysInTraining(nn.BatchNorm2d):
@@ -500,3 +540,6 @@ def test_the_size_is_only_blamed_for_errors_about_sizes() -> None:
     fixed = Net()
     fixed.forward = lambda x: nn.Linear(9, 4)(x.flatten(1))  # type: ignore[method-assign]
     assert refusal(fixed).endswith("; see teacher.input_px")
+    grey = Net()
+    grey.conv1 = nn.Conv2d(1, 6, 3)
+    assert refusal(grey).endswith("; its images must be RGB")

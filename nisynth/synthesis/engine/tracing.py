@@ -94,6 +94,10 @@ class _Proxy(fx.Proxy):
         return first if isinstance(first, int) else super().__len__()
 
     @property
+    def data(self) -> Any:
+        return self.detach()
+
+    @property
     def device(self) -> torch.device:
         return self.tracer.device
 
@@ -133,7 +137,10 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if self._running:
             return forward(*args, **kwargs)
-        output = super().call_module(m, forward, args, kwargs)
+        try:
+            output = super().call_module(m, forward, args, kwargs)
+        except NameError:  # no submodule: forward has just made it, as in `nn.ReLU()(x)`
+            return forward(*args, **kwargs)
         i = self._index.get((m, self._calls[m]))
         self._calls[m] += 1
         if i is not None:

@@ -86,6 +86,15 @@ class ByKeyword(Net):
         return F.relu(input=self.bn(input=self.conv(input=x)))
 
 
+class MadeOnTheWay(Net):
+    """A module that forward makes, and sizes of `.data`."""
+
+    def body(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.data.size()
+        x = nn.ReLU(inplace=True)(self.bn(self.conv(x)))
+        return x.view(batch, int(8 / channels * 3), height, width)
+
+
 class WritesIntoItsInput(Net):
     def body(self, x: Tensor) -> Tensor:
         return super().body(x.clamp_(-1, 1))
@@ -134,7 +143,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
     for kind in (
         WithDefaults, WithKeywords, Padded, Grouped, ForgottenResult, ByKeyword, WritesIntoItsInput,
-        Remembering,
+        Remembering, MadeOnTheWay,
     )
 } | {
     "NamedTuple": lambda: Wrapped(lambda y: Pair(y, y + 1)),
