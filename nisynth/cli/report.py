@@ -1,5 +1,6 @@
-"""The verbs that show a run: report."""
+"""The verbs that show a run to others: report and card."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,8 +13,9 @@ from nisynth.cli.quality import (
     RealOption,
     SplitOption,
     TeacherWeightsOption,
+    measured,
 )
-from nisynth.cli.runs import out
+from nisynth.cli.runs import UrlArgument, out
 
 AnyUrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="A run or a student: a folder or s3://bucket/prefix.")
@@ -58,3 +60,43 @@ def report(
     )
     write_file(output, page)
     out.print(f"{output}: {len(page):,} bytes")
+
+
+@app.command()
+def card(
+    url: UrlArgument,
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder, such as a pulled copy of the run."),
+    ] = ".",
+    real: RealOption = None,
+    split: SplitOption = "test",
+    embedding: EmbeddingOption = "resnet20",
+    embedding_weights: EmbeddingWeightsOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+) -> None:
+    """Write a complete run's card for a hub: README.md with what was measured, and a contact sheet."""
+    from nisynth.commits import Run
+    from nisynth.commits.card import SHEET
+    from nisynth.commits.seal import CARD_KEY
+    from nisynth.evaluation.measure import Yardstick
+    from nisynth.report.cards import measured_card
+    from nisynth.report.pictures import write_file
+    from nisynth.report.preview import draw_preview
+    from nisynth.storage import open_store
+
+    run = Run.open(open_store(url))
+    found = measured(
+        url,
+        Yardstick(
+            real=real,
+            split=split,
+            embedding=embedding,
+            embedding_weights=embedding_weights,
+            teacher_weights=teacher_weights,
+        ),
+    )
+    folder = Path(output)
+    draw_preview(run, str(folder / SHEET), rows=8)
+    write_file(str(folder / CARD_KEY), measured_card(run, found).encode())
+    out.print(f"{folder / CARD_KEY}, {folder / SHEET}")

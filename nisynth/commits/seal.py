@@ -7,12 +7,14 @@ Sealing is idempotent and tried at the end of every run. The manifest is a pure 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nisynth.commits.card import write_card
 from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, check_shard_size, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
@@ -79,7 +81,9 @@ def seal(run: Run) -> bool:
     delete_losers(run, [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt])
     manifest = encode_manifest(run, rows)
     _create_same(run.store, MANIFEST_KEY, manifest)
-    _create_same(run.store, CARD_KEY, _card(run, rows).encode())
+    card = write_card(run.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
+    with suppress(AlreadyExists, OutcomeUnknown):  # any card will do: people may have edited theirs
+        run.store.create(CARD_KEY, card.encode())
     _create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
     return True
 
@@ -198,35 +202,6 @@ def _create_same(store: Store, key: str, data: bytes) -> None:
                 f" `nisynth redo {store.url} --bad` takes the seal off"
             ) from None
     raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
-
-
-def _card(run: Run, rows: list[ManifestRow]) -> str:
-    plan = run.plan
-    teacher, method = plan.identity["teacher"], plan.identity["method"]
-    method_line = f"{method['name']}, {method.get('iterations', 0):,} iterations, batch {plan.batch_size}"
-    size = f"{plan.input_px}x{plan.input_px}"
-    # The features (images, class names) travel in the metadata of the shards themselves.
-    files = f"configs:\n- config_name: default\n  data_files: data/{plan.fp12}-*.{plan.format}"
-    return f"""---
-pretty_name: {method["name"]} images of {teacher["arch"]}
-tags: [synthetic, data-free, model-inversion]
-{files}
----
-# {plan.num_images:,} synthetic images, {size}, {plan.num_classes} classes
-
-Synthesized from a pre-trained classifier alone; no image of its training data was read.
-
-| | |
-| --- | --- |
-| fingerprint | `{plan.fingerprint}` |
-| teacher | {teacher["arch"]}, weights sha256 `{teacher["weights_sha256"]}` |
-| method | {method_line}, seed {plan.seed} |
-| shards | {len(rows):,} {plan.format} files, {sum(row.bytes for row in rows):,} bytes |
-| normalization | mean {teacher["mean"]}, std {teacher["std"]} |
-
-`plan.json` holds the whole config, `commits/` the provenance of every shard (seed, losses, timings,
-versions), `manifest.parquet` the list of shards with their sha256.
-"""
 
 
 def _read(data: bytes) -> pa.Table:

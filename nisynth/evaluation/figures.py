@@ -1,8 +1,8 @@
 """The figures between synthetic and real features, in one table, and the floor of each.
 
 The floor is the same figure with as many other real images in the place of the synthetic ones: a seed
-halves the real set; one half is the reference, the other lends the floor. All figures depend on how many
-images they are taken of, so both are taken of equally many.
+halves the real set, class by class; one half is the reference, the other lends the floor. All figures
+depend on how many images they are taken of, so both are taken of equally many.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nisynth.errors import ConfigError
 from nisynth.evaluation import frechet, manifold, scores
-from nisynth.evaluation.embedding import Features
+from nisynth.evaluation.embedding import Features, Labels
 from nisynth.evaluation.frechet import Gaussian
 from nisynth.evaluation.networks import LOGITS, POOL
 
@@ -106,16 +106,31 @@ class Samples:
     floors: tuple[Indices, ...]
 
     @classmethod
-    def draw(cls, num_generated: int, num_real: int, seed: int, most: int | None = None) -> "Samples":
-        """Returns equally many synthetic and floor images, drawn by the seed, `most` of each set at most."""
+    def draw(cls, generated: Labels, real: Labels, seed: int, most: int | None = None) -> "Samples":
+        """Returns equally many synthetic and floor images, drawn by the seed, `most` of each set at most.
+
+        generated, real: the labels. Each part holds the classes evenly, as a synthetic set does: where
+        chance decides how often a class is drawn, that alone can double a floor.
+        """
         rng = np.random.default_rng(seed)
-        real, generated = rng.permutation(num_real), rng.permutation(num_generated)
-        limit = most or num_real
-        reference, other = real[: num_real // 2][:limit], real[num_real // 2 :]
-        count = min(num_generated, len(other), limit)
+        order, rank = _evenly(real, rng)
+        limit = most or len(real)
+        reference, other = order[rank % 2 == 0][:limit], order[rank % 2 == 1]
+        count = min(len(generated), len(other), limit)
         draws = min(FLOOR_DRAWS, len(other) // count) if count else 0
         floors = [np.sort(other[i * count : (i + 1) * count]) for i in range(draws)]
-        return cls(np.sort(generated[:count]), np.sort(reference), tuple(floors))
+        chosen, _ = _evenly(generated, rng)
+        return cls(np.sort(chosen[:count]), np.sort(reference), tuple(floors))
+
+
+def _evenly(labels: Labels, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Returns positions in a random order in which classes take turns, and the number of each turn."""
+    shuffled = rng.permutation(len(labels))
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels) if len(labels) else np.zeros(0, dtype=np.int64)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turns = np.lexsort((labels[grouped], rank))
+    return grouped[turns], rank[turns]
 
 
 def measure_figures(
@@ -124,7 +139,7 @@ def measure_figures(
     """Returns every figure that the metrics give, layer by layer; `notes` gets a line for each left out."""
     figures: list[Figure] = []
     for metric in metrics:
-        samples = Samples.draw(len(generated.labels), len(real.labels), seed, metric.most)
+        samples = Samples.draw(generated.labels, real.labels, seed, metric.most)
         if min(len(samples.generated), len(samples.reference)) < metric.least:
             notes.append(
                 f"left out, since they need {metric.least} images: {metric.measure.__name__.strip('_')}"

@@ -177,7 +177,7 @@ def measure_quality(
         closest=() if real is None or theirs is None else _closest(synthetic, ours, real, theirs, seed),
         pixels=pixels,
         real_pixels=None if real is None else measure_pixels(real),
-        notes=(*notes, *_how_to_read(figures)),
+        notes=(*notes, *how_to_read(figures)),
     )
 
 
@@ -211,7 +211,7 @@ def _class_quality(
     if theirs is None:
         return quality
     real = np.flatnonzero(theirs.labels == label)
-    samples = Samples.draw(len(mine), len(real), seed, MOST_POINTS)
+    samples = Samples.draw(ours.labels[mine], theirs.labels[real], seed, MOST_POINTS)
     if min(len(samples.generated), len(samples.reference)) <= CLASS_K:
         return replace(quality, n_compared=len(samples.generated))
     reference = theirs.layers[POOL][real[samples.reference]]
@@ -281,7 +281,7 @@ def _closest(
     )
 
 
-def _how_to_read(figures: tuple[Figure, ...]) -> list[str]:
+def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
     """Returns what a reader of these figures must not miss."""
     if not figures:
         return []

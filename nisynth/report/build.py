@@ -16,8 +16,9 @@ from nisynth.evaluation.tsne import map_layers
 from nisynth.report.facts import gather, public_name
 from nisynth.report.inline import MOST_PER_CLASS, Pictures
 from nisynth.report.maps import draw_small_map
-from nisynth.report.page import RunPage, render_student
+from nisynth.report.page import RunPage
 from nisynth.report.preview import sample_images
+from nisynth.report.training_page import render_training
 from nisynth.storage import NotFound, open_store
 
 MAP_POINTS = 1000
@@ -34,14 +35,14 @@ def build_page(
     say: Say = lambda line: None,
     on_images: OnImages | None = None,
 ) -> bytes:
-    """Returns the page of a run, at any time of it, or of a student's folder.
+    """Returns the page of a run, at any time of it, or of a student's or pruning sweep's folder.
 
     Raises PlanMismatch where there is neither, ConfigError for what cannot be used, DataError for damaged
     images, StorageError.
     """
     result = read_result(url)
     if result is not None:
-        return render_student(result, public_name(url))
+        return render_training(result, public_name(url))
     run = Run.open(open_store(url))
     say("reading the commits")
     facts = gather(run)

@@ -20,15 +20,15 @@ from nisynth import __version__
 from nisynth.evaluation.quality import Quality
 from nisynth.progress import format_seconds
 from nisynth.report import sections
-from nisynth.report.charts import line_chart, loss_charts
-from nisynth.report.facts import RunFacts, public_name
+from nisynth.report.charts import loss_charts
+from nisynth.report.facts import RunFacts
 from nisynth.report.inline import Pictures, class_strips, embedded, inline
+from nisynth.report.students import student_charts, student_section
 from nisynth.report.timeline import Bar, lay_out
 
 MOST_BYTES = 2_000_000
 IMAGE_BYTES = 900_000
 MOST_FAILURES = 200
-MOST_EPOCHS = 200
 
 FIGURE_NAMES = {
     "fd": ("Fréchet distance (FD)", "lower"),
@@ -146,6 +146,7 @@ CONTENTS = {
     "classes": "Quality by class",
     "real": "Against real data",
     "student": "Student",
+    "pruning": "Pruning",
     "cost": "Cost",
     "workers": "Workers",
     "failures": "Failures",
@@ -239,72 +240,6 @@ def _again(facts: RunFacts) -> str:
         "nisynth run CONFIG --store copy    # makes task N alone: all others are there\n"
         "nisynth logs copy --task N"
     )
-
-
-def render_student(result: Mapping[str, Any], name: str) -> bytes:
-    """Returns the page of a student's folder, from its `result.json`."""
-    student = student_section(result)
-    accuracy, teacher = student["test_accuracy"], student["teacher_accuracy"]
-    words: dict[str, Any] = {
-        "word": "Trained",
-        "tone": "good" if accuracy is not None else "fair",
-        "reasons": [],
-    }
-    line = "no real test set was given" if accuracy is None else f"test accuracy {accuracy:.2%}"
-    if teacher is not None:
-        line += f", the teacher's {teacher:.2%}"
-    document = {
-        "schema": 1,
-        "kind": "student",
-        "title": f"{student['student']} trained on {student['num_images']:,} synthetic images",
-        "subtitle": f"{name}, run {str(student['fingerprint'])[:12]}",
-        "verdict": {**words, "line": line},
-        "student": student,
-    }
-    identity = sections.flattened(result.get("identity") or {})
-    return render(document, ["student"], charts=student_charts(result), student_identity=identity)
-
-
-def student_section(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the page shows of a student's `result.json`."""
-    history = [dict(record) for record in result.get("history") or []]
-    columns = ["epoch", *sorted({name for record in history for name in record} - {"epoch"})]
-    step = max(1, -(-len(history) // MOST_EPOCHS))
-    kept = [
-        record for number, record in enumerate(history, 1) if number % step == 0 or number == len(history)
-    ]
-    names = (
-        "kind", "student", "num_images", "fingerprint", "complete", "test_accuracy", "teacher_accuracy",
-        "num_test_images", "num_parameters", "images_per_s", "device", "versions", "identity",
-    )  # fmt: skip
-    return {
-        **{name: result.get(name) for name in names},
-        "test_set": public_name(str(result["test_set"])) if result.get("test_set") else None,
-        "columns": columns,
-        "history": kept,
-        "history_step": step,
-    }
-
-
-def student_charts(result: Mapping[str, Any]) -> dict[str, str]:
-    """Returns accuracy and loss by epoch, where the history has them."""
-    history = result.get("history") or []
-
-    def line(name: str) -> tuple[list[float], list[float]]:
-        found = [record for record in history if name in record]
-        return [record["epoch"] for record in found], [record[name] for record in found]
-
-    accuracies = {
-        label: line(name)
-        for name, label in (("test_accuracy", "real test set"), ("train_accuracy", "images trained on"))
-        if line(name)[0]
-    }
-    charts = {}
-    if accuracies:
-        charts["student_accuracy"] = line_chart(accuracies, "epoch", "accuracy", "student-accuracy")
-    if line("loss")[0]:
-        charts["student_loss"] = line_chart({"loss": line("loss")}, "epoch", "training loss", "student-loss")
-    return charts
 
 
 def _bytes(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nisynth.report.page import render_student
+from nisynth.report.training_page import render_training
 from tests.report.pages import HOSTILE, hostile_page, page
 from tests.report.test_page import STUDENT
 
@@ -165,7 +165,7 @@ def test_every_text_stands_out_from_its_ground(browser: Any, large: Path, scheme
 
 def test_the_page_of_a_student(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "student.html"
-    path.write_bytes(render_student(STUDENT, "student"))
+    path.write_bytes(render_training(STUDENT, "student"))
     visit = Visit(browser, path, viewport={"width": 390, "height": 900})
     assert visit.troubles == []
     assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

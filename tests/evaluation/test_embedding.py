@@ -16,7 +16,7 @@ from nisynth.evaluation import embedding, networks
 from nisynth.evaluation.embedding import ImageSet, embed, pick
 from nisynth.evaluation.networks import EmbeddingNetwork, load_embedding
 from nisynth.storage import open_store
-from nisynth.teachers.checkpoint import Checkpoint
+from nisynth.teachers.checkpoint import parse_checkpoint
 from tests.evaluation.conftest import images
 from tests.tiny import commit_all, tiny_plan
 
@@ -141,6 +141,8 @@ def test_inception_takes_its_weights_from_memory(tmp_path: Path) -> None:
     torch.save({}, nothing)
     nothing.seek(0)
     fresh = Fresh("fresh", ["64"], feature_extractor_weights_path=nothing).state_dict()
-    found = networks._inception(Checkpoint("memory", dict(fresh)), CPU)
+    file = io.BytesIO()
+    torch.save(dict(fresh), file)
+    found = networks._inception(parse_checkpoint(file.getvalue(), "memory"), CPU)
     arrays = embed(images(2, side_px=32), found, folder=tmp_path).layers
     assert {layer: array.shape[1] for layer, array in arrays.items()} == dict(found.layers)

@@ -31,13 +31,22 @@ def measure(synthetic: ImageSet, network: EmbeddingNetwork, **more: Any) -> Qual
 
 
 def test_both_sides_of_a_figure_have_equally_many_images() -> None:
-    samples = Samples.draw(num_generated=30, num_real=201, seed=0)
+    samples = Samples.draw(np.zeros(30, dtype=np.int64), np.zeros(200, dtype=np.int64), seed=0)
     assert len(samples.reference) == 100
     assert [len(samples.generated), *map(len, samples.floors)] == [30, 30, 30, 30]
     used = np.concatenate([samples.reference, *samples.floors])
     assert len(set(used.tolist())) == len(used)  # the reference and the floors share no image
-    large = Samples.draw(num_generated=10**6, num_real=200, seed=0, most=50)
+    large = Samples.draw(np.zeros(10**5, dtype=np.int64), np.zeros(200, dtype=np.int64), seed=0, most=50)
     assert [len(large.generated), len(large.reference), *map(len, large.floors)] == [50, 50, 50, 50]
+
+
+def test_every_part_holds_the_classes_evenly() -> None:
+    real = np.repeat(np.arange(5), [20, 40, 20, 20, 20])
+    samples = Samples.draw(np.arange(500) % 5, real, seed=1)
+    assert np.bincount(real[samples.reference]).tolist() == [10, 20, 10, 10, 10]
+    few = Samples.draw(np.repeat(np.arange(5), 100)[:10], real, seed=1)
+    for part in few.floors:
+        assert np.bincount(real[part]).tolist() == [2, 2, 2, 2, 2]
 
 
 def test_real_images_are_at_their_floor(network: EmbeddingNetwork) -> None:

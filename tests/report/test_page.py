@@ -14,7 +14,8 @@ from nisynth.commits.rejected import reject
 from nisynth.evaluation.measure import Yardstick
 from nisynth.report.build import build_page
 from nisynth.report.facts import gather, public_name
-from nisynth.report.page import MOST_BYTES, render_student
+from nisynth.report.page import MOST_BYTES
+from nisynth.report.training_page import render_training
 from nisynth.storage import open_store
 from tests.command_line import nisynth
 from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures
@@ -91,7 +92,7 @@ def test_a_page_tells_no_path_and_no_secret(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     assert public_name("s3://key:secret@host/bucket/run?token=1") == "s3://host/bucket/run"
     assert public_name("/home/someone/runs/demo/") == "demo"
-    assert "/home" not in render_student(STUDENT, "student").decode()
+    assert "/home" not in render_training(STUDENT, "student").decode()
 
 
 def test_a_run_without_a_commit_and_one_at_work(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_cost_adds_up() -> None:
 
 
 def test_a_student_has_a_page_and_a_place_on_its_runs(tmp_path: Path) -> None:
-    text = render_student(STUDENT, "student").decode()
+    text = render_training(STUDENT, "student").decode()
     assert "test accuracy 81.00%, the teacher&#39;s 92.00%" in text
     assert "88.0%" in text  # student / teacher
     assert text.count("<tr><th scope") <= 201  # of 300 epochs
@@ -207,3 +208,30 @@ def test_a_refused_canary_is_shown(tmp_path: Path) -> None:
     assert "The canary failed: task 0: the teacher recognises 1.0%" in text
     assert text.count("data:image/webp") == 4
     assert "ce by iteration" in text
+
+
+def test_a_pruning_sweep_has_a_page(tmp_path: Path) -> None:
+    point = {"ratio": 0.5, "parameters": 10, "macs": 20, "accuracy_pruned": 0.2, "accuracy_fine_tuned": 0.7}
+    sweep = {
+        "teacher": "resnet34",
+        "num_images": 128,
+        "fingerprint": "cd" * 32,
+        "complete": True,
+        "accuracy": 0.9,
+        "parameters": 100,
+        "macs": 200,
+        "test_split": "test",
+        "num_test_images": 10_000,
+        "points": [{**point, "ratio": 0.9, "accuracy_fine_tuned": 0.4}, point],
+    }
+    text = render_training(sweep, "pruned").decode()
+    assert "accuracy 90.00% not pruned, 70.00% at best" in text
+    assert text.index(">0.5<") < text.index(">0.9<")
+
+
+@pytest.mark.parametrize("result", [{}, {"points": 7}, {"student": "x", "num_images": "many"}])
+def test_a_result_that_no_training_wrote(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    ended = nisynth("report", tmp_path, "-o", tmp_path / "page.html")
+    assert ended.returncode == 1
+    assert "no student's and no pruning sweep's result" in ended.stderr

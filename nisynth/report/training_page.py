@@ -1,0 +1,62 @@
+"""The page of a training's folder: a student, or a pruning sweep."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nisynth.errors import DataError, one_line
+from nisynth.report import sections
+from nisynth.report.page import render
+from nisynth.report.students import pruning_chart, pruning_section, student_charts, student_section
+
+
+def render_training(result: Mapping[str, Any], name: str) -> bytes:
+    """Returns the page of what a training left in `result.json`, as UTF-8.
+
+    Raises DataError for a document that no training wrote: anyone may have.
+    """
+    try:
+        return _pruning(result, name) if "points" in result else _student(result, name)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{name}/result.json: no student's and no pruning sweep's result ({one_line(error)})"
+        ) from None
+
+
+def _student(result: Mapping[str, Any], name: str) -> bytes:
+    student = student_section(result)
+    accuracy, teacher = student["test_accuracy"], student["teacher_accuracy"]
+    line = "no real test set was given" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    if teacher is not None:
+        line += f", the teacher's {teacher:.2%}"
+    document = {
+        **_head("student", name, student, line, accuracy is not None),
+        "title": f"{student['student']} trained on {student['num_images']:,} synthetic images",
+        "student": student,
+    }
+    identity = sections.flattened(result.get("identity") or {})
+    return render(document, ["student"], charts=student_charts(result), student_identity=identity)
+
+
+def _pruning(result: Mapping[str, Any], name: str) -> bytes:
+    pruning = pruning_section(result)
+    best = max((point["accuracy_fine_tuned"] for point in pruning["points"]), default=0.0)
+    line = f"accuracy {pruning['accuracy']:.2%} not pruned, {best:.2%} at best when pruned and fine-tuned"
+    document = {
+        **_head("pruning", name, pruning, line, bool(pruning["points"])),
+        "title": f"{pruning['teacher']} pruned, fine-tuned on {pruning['num_images']:,} synthetic images",
+        "pruning": pruning,
+    }
+    identity = sections.flattened(result.get("identity") or {})
+    return render(
+        document, ["pruning"], charts={"pruning": pruning_chart(pruning)}, pruning_identity=identity
+    )
+
+
+def _head(kind: str, name: str, found: Mapping[str, Any], line: str, measured: bool) -> dict[str, Any]:
+    tone = "good" if measured else "fair"
+    return {
+        "schema": 1,
+        "kind": kind,
+        "subtitle": f"{name}, run {str(found['fingerprint'])[:12]}",
+        "verdict": {"word": "Finished", "tone": tone, "reasons": [], "line": line},
+    }
