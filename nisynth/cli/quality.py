@@ -69,10 +69,21 @@ def quality(
 ) -> None:
     """Measure a run's images: labels, copies, and, beside real ones, FD, precision, coverage, KID.
 
-    Every figure stands beside its floor: the same figure with as many other real images in their place.
+    Every figure stands beside its floor: the same figure with as many other real images in their place. Of a
+    student's folder, it says the accuracies.
     """
     from nisynth.evaluation.measure import Yardstick
+    from nisynth.report.build import read_result
+    from nisynth.report.training_page import summary
 
+    trained = read_result(url)
+    if trained is not None:  # a student, whose quality is its accuracy
+        head, numbers = summary(trained, url)
+        if as_json:
+            out.print_json(json.dumps(numbers))
+        else:
+            _print(f"{head}: " + ", ".join(f"{name} {value}" for name, value in numbers.items()))
+        return
     by = Yardstick(
         real=real,
         split=split,
@@ -242,15 +253,16 @@ def _figures(found: "Quality") -> Table:
 
 
 def _classes(found: "Quality") -> Table:
-    columns = ("class", "images", "teacher", "independent", "FD diagonal", "floor", "coverage", "floor")
-    table = Table(*columns, box=None)
+    compared = ("FD diagonal", "floor", "coverage", "floor") if found.real is not None else ()
+    table = Table("class", "images", "teacher", "independent", *compared, box=None)
     rows = found.classes
     if len(rows) > MOST_CLASSES:
         rows = tuple(sorted(rows, key=lambda row: -(row.fd_diagonal or 0.0))[: MOST_CLASSES // 2])
     for row in rows:
         rates = [_number(rate, ".1%") for rate in (row.teacher_accuracy, row.independent_accuracy)]
         pair = (row.fd_diagonal, row.fd_diagonal_floor, row.coverage, row.coverage_floor)
-        table.add_row(Text(printable(row.name)), f"{row.n:,}", *rates, *(_number(v, ".3g") for v in pair))
+        figures = [_number(value, ".3g") for value in pair[: len(compared)]]
+        table.add_row(Text(printable(row.name)), f"{row.n:,}", *rates, *figures)
     return table
 
 

@@ -37,8 +37,8 @@ def build_page(
 ) -> bytes:
     """Returns the page of a run, at any time of it, or of a student's or pruning sweep's folder.
 
-    Raises PlanMismatch where there is neither, ConfigError for what cannot be used, DataError for damaged
-    images, StorageError.
+    Raises PlanMismatch where there is neither, ConfigError for what cannot be used, DataError for a damaged
+    plan or result, StorageError. Damaged images are said on the page.
     """
     result = read_result(url)
     if result is not None:
@@ -50,20 +50,27 @@ def build_page(
     if student is not None and trained is None:
         raise ConfigError(f"--student {student}: no student there (no {RESULT_KEY}); name a student's folder")
     page = RunPage(facts, student=trained, hour_price=hour_price)
-    if not facts.tasks and facts.rejected is None:
-        return replace(page, quality_note="no image is committed yet").render()
+    try:
+        return _with_images(page, run, by, say, on_images).render()
+    except (DataError, IncompleteRun) as error:  # a damaged shard, or a run emptied meanwhile
+        why = str(error).replace(run.store.url, facts.name)
+        return replace(page, quality_note=f"the images cannot be read: {why}").render()
+
+
+def _with_images(page: RunPage, run: Run, by: Yardstick, say: Say, on_images: OnImages | None) -> RunPage:
+    """Returns the page with its images, and what was measured of them. Raises DataError, IncompleteRun."""
+    none_yet = replace(page, quality_note="no image is committed yet")
+    if not page.facts.tasks and page.facts.rejected is None:
+        return none_yet
     pixels, labels = sample_images(run, MOST_PER_CLASS)
     pictures = Pictures(pixels, labels)
-    if not facts.tasks:  # the images are the refused canary's
-        return replace(page, pictures=pictures, quality_note="no image is committed yet").render()
-    try:
-        opened = open_for_measuring(url, replace(by, allow_partial=True))
-    except IncompleteRun:  # emptied meanwhile
-        return replace(page, pictures=pictures).render()
+    if not page.facts.tasks:  # the images are the refused canary's
+        return replace(none_yet, pictures=pictures)
+    opened = open_for_measuring(run.store.url, replace(by, allow_partial=True))
     say("measuring the images")
     quality = opened.measure(on_images)
-    pictures = replace(pictures, **_compared(opened, quality, facts.classes, say))
-    return replace(page, pictures=pictures, quality=quality, content_sha256=opened.synthetic.content).render()
+    pictures = replace(pictures, **_compared(opened, quality, page.facts.classes, say))
+    return replace(page, pictures=pictures, quality=quality, content_sha256=opened.synthetic.content)
 
 
 def read_result(url: str) -> dict[str, Any] | None:

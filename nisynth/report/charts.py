@@ -13,7 +13,8 @@ from nisynth.report.curves import COLORS
 from nisynth.report.losses import Band
 
 INK, RULE = "#010203", "#040506"
-"""Stand in the drawing for the page's own colours, which CSS puts in."""
+FIRST = COLORS[0].lower()
+"""These stand in the drawing for the page's own colours, which CSS puts in."""
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 PANEL_INCHES = (3.4, 2.5)
 
@@ -86,4 +87,4 @@ def _svg(figure: Figure, salt: str) -> str:
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
     text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
-    return text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    return text.replace(INK, "currentColor").replace(RULE, "var(--rule)").replace(FIRST, "var(--bar)")

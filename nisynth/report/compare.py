@@ -54,8 +54,8 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     """Returns what tells the runs apart: method and place, and the fingerprint where these are equal."""
     names = [f"{run.plan.identity['method']['name']}, {public_name(run.store.url)}" for run in runs]
     return [
-        f"{name}, {run.plan.fp12}" if names.count(name) > 1 else name
-        for name, run in zip(names, runs, strict=True)
+        f"{name}, {number}: {run.plan.fp12}" if names.count(name) > 1 else name
+        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1)
     ]
 
 

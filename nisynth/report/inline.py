@@ -34,7 +34,7 @@ def class_strips(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns a strip per class, and what the page says of them: as many images as the bytes allow."""
     if pictures.pixels is None or pictures.labels is None or not len(pictures.labels):
-        return [], {"classes": len(classes), "shown": 0, "left_out": 0, "scaled_px": 0}
+        return [], {"classes": len(classes), "shown": 0, "left_out": 0, "scaled_px": 0, "per_class": 0}
     labels = sorted(set(pictures.labels.tolist()))
     chosen = (
         [labels[i * len(labels) // MOST_CLASSES] for i in range(MOST_CLASSES)]
@@ -64,6 +64,8 @@ def class_strips(
         "shown": len(strips),
         "left_out": len(labels) - len(strips),
         "scaled_px": SHOWN_PX if side > SHOWN_PX else 0,
+        "per_class": per_class,
+        "fewer": per_class < max(map(len, images.values())),
     }
     if not strips:
         said["why_none"] = "Left out: the page would have exceeded its size."

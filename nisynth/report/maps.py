@@ -69,7 +69,7 @@ def _figure(maps: Sequence[FeatureMap], classes: Sequence[str], side_by_side: bo
         _by_class(below, found, classes)
         if column == len(maps) - 1:
             if side_by_side:
-                above.legend(markerscale=4, loc="best", fontsize=7)
+                above.legend(markerscale=2, loc="best", fontsize=7)
             else:
                 _legend_beside(above)
             if len(classes) <= MOST_NAMED:
@@ -83,9 +83,9 @@ def _by_set(axes: Axes, found: FeatureMap) -> None:
     order = np.arange(2 * n).reshape(2, n).T.ravel()
     colors = np.where(order < n, SYNTHETIC, REAL)
     x, y = found.positions[order].T
-    axes.scatter(x, y, s=2.0, c=colors, linewidths=0)
+    axes.scatter(x, y, s=_dot(found), c=colors, linewidths=0)
     for color, name in ((SYNTHETIC, "synthetic"), (REAL, "real")):
-        axes.scatter([], [], s=2.0, c=color, label=name)
+        axes.scatter([], [], s=8.0, c=color, label=name)
     axes.set_title(found.layer, fontsize=9)
     _dress(axes, f"10-NN tells the sets apart: {found.accuracy:.3f}")
 
@@ -95,12 +95,18 @@ def _by_class(axes: Axes, found: FeatureMap, classes: Sequence[str]) -> None:
     for label, name in enumerate(classes):
         color = palette(label if len(classes) <= MOST_NAMED else label / len(classes))
         x, y = found.positions[found.labels == label].T
-        axes.scatter(x, y, s=2.0, color=color, linewidths=0, label=name)
+        axes.scatter(x, y, s=_dot(found), color=color, linewidths=0)
+        axes.scatter([], [], s=8.0, color=color, label=name)
     _dress(axes, "by class")
 
 
+def _dot(found: FeatureMap) -> float:
+    """Returns the area of a point: few are drawn larger."""
+    return min(max(3000.0 / len(found.labels), 1.5), 9.0)
+
+
 def _legend_beside(axes: Axes) -> None:
-    axes.legend(markerscale=4, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=7)
+    axes.legend(markerscale=2, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=7)
 
 
 def _dress(axes: Axes, label: str) -> None:

@@ -51,7 +51,7 @@ FIGURE_NAMES = {
 class RunPage:
     """What a run's page is made from; `render` gives its bytes. student: a `result.json`, as plain data.
 
-    events: what drivers wrote down, see `facts`. hour_price: of one GPU.
+    quality_note: why there is no quality. hour_price: of one GPU.
     """
 
     facts: RunFacts
@@ -90,7 +90,10 @@ class RunPage:
             "subtitle": f"{facts.name} · run {facts.fingerprint[:12]} · {facts.input_px} px,"
             f" {len(facts.classes)} classes, {facts.format}",
             "verdict": {**verdict, "line": _verdict_line(verdict)},
-            "images": {"input_px": facts.input_px, "why_none": "No image is committed yet."},
+            "images": {
+                "input_px": facts.input_px,
+                "why_none": self.quality_note[:1].upper() + self.quality_note[1:],
+            },
             "losses": sections.losses(facts),
             "quality": quality,
             "quality_note": self.quality_note,
@@ -217,7 +220,7 @@ def _leave_out_rows(document: dict[str, Any]) -> None:
     """Halves the longest tables, and says so."""
     rows = document["tasks"]["rows"]
     document["tasks"]["rows"] = rows[: len(rows) // 2]
-    document["tasks"]["left_out"] = document["tasks"].get("left_out", 0) + len(rows) - len(rows) // 2
+    document["tasks"]["left_out"] += len(rows) - len(rows) // 2
 
 
 def _verdict_line(found: Mapping[str, Any]) -> str:

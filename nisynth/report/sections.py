@@ -118,7 +118,7 @@ def task_table(facts: RunFacts) -> dict[str, Any]:
     """Returns one row a task, or, beyond 2,000 of them, one row per hundred or more tasks."""
     if len(facts.tasks) <= MOST_ROWS:
         rows = [_task_row(task) for task in facts.tasks]
-        return {"group": 1, "rows": rows}
+        return {"group": 1, "rows": rows, "left_out": 0}
     size = GROUP * -(-facts.planned // (GROUP * MOST_ROWS))
     groups: dict[int, list[TaskFacts]] = {}
     for task in facts.tasks:
@@ -126,6 +126,7 @@ def task_table(facts: RunFacts) -> dict[str, Any]:
     last = facts.planned - 1
     return {
         "group": size,
+        "left_out": 0,
         "rows": [
             _group_row(number * size, min(last, number * size + size - 1), groups[number])
             for number in sorted(groups)

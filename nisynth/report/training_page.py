@@ -17,9 +17,25 @@ def render_training(result: Mapping[str, Any], name: str) -> bytes:
     try:
         return _pruning(result, name) if "points" in result else _student(result, name)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{name}/result.json: no student's and no pruning sweep's result ({one_line(error)})"
-        ) from None
+        raise _not_ours(name, error) from None
+
+
+def summary(result: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """Returns what a training made, in words, and its accuracies, 0..1. Raises DataError as above."""
+    try:
+        if "points" in result:
+            section = pruning_section(result)
+            accuracies = {f"pruned {p['ratio']:g}": p["accuracy_fine_tuned"] for p in section["points"]}
+            return f"{section['teacher']} pruned", {"not pruned": section["accuracy"], **accuracies}
+        student = student_section(result)
+        head = f"{student['student']} trained on {student['num_images']:,} synthetic images"
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise _not_ours(name, error) from None
+    return head, {f"{who} accuracy": student[f"{who}_accuracy"] for who in ("test", "teacher")}
+
+
+def _not_ours(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}/result.json: no student's and no pruning sweep's result ({one_line(error)})")
 
 
 def _student(result: Mapping[str, Any], name: str) -> bytes:

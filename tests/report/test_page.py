@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from nisynth.commits import Run
+from nisynth.commits.records import commit_key, shard_key
 from nisynth.commits.rejected import reject
 from nisynth.evaluation.measure import Yardstick
 from nisynth.report.build import build_page
@@ -99,7 +100,7 @@ def test_a_run_without_a_commit_and_one_at_work(tmp_path: Path) -> None:
     run = begin(tmp_path)
     empty = build_page(str(tmp_path / "run"), Yardstick()).decode()
     assert ">Partial<" in empty
-    assert "No image is committed yet." in empty
+    assert "No image is committed yet" in empty
     commit_all(run, [1])
     growing = build_page(str(tmp_path / "run"), Yardstick()).decode()
     assert "3 of 4 tasks are missing" in growing
@@ -118,8 +119,6 @@ def test_what_storage_does_not_know_is_said_to_be_unknown(tmp_path: Path) -> Non
 def test_a_damaged_commit_is_counted_and_the_rest_shown(tmp_path: Path) -> None:
     run = begin(tmp_path)
     commit_all(run)
-    from nisynth.commits.records import commit_key
-
     run.store.put(commit_key(run.plan.fp12, 2), b"{")
     found = gather(run)
     assert found.damaged == (2,)
@@ -235,3 +234,22 @@ def test_a_result_that_no_training_wrote(result: dict[str, Any], tmp_path: Path)
     ended = nisynth("report", tmp_path, "-o", tmp_path / "page.html")
     assert ended.returncode == 1
     assert "no student's and no pruning sweep's result" in ended.stderr
+
+
+def test_a_damaged_shard_is_said_on_the_page(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    attempts = commit_all(run)
+    for task, attempt in attempts.items():
+        run.store.put(shard_key(run.plan.fp12, task, attempt, "parquet"), b"no shard")
+    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    assert "The images cannot be read: run/data/" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_quality_of_a_student_is_its_accuracy(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(STUDENT))
+    shown = nisynth("quality", tmp_path)
+    assert shown.stdout == (
+        "resnet18 trained on 128 synthetic images: test accuracy 0.81, teacher accuracy 0.92\n"
+    )
+    assert json.loads(nisynth("quality", tmp_path, "--json").stdout)["test accuracy"] == 0.81
