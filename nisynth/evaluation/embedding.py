@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,25 +143,21 @@ def pick(images: ImageSet, places: Sequence[int]) -> dict[int, Tensor]:
 
 
 def _compute(folder: Path, images: ImageSet, network: EmbeddingNetwork, on_images: OnImages | None) -> None:
-    arrays = {
-        layer: np.lib.format.open_memmap(
-            folder / f"{layer}.npy", "w+", dtype=np.float32, shape=(images.count, width)
-        )
-        for layer, width in network.layers.items()
-    }
     labels = np.empty(images.count, dtype=np.int64)
     done = 0
-    for shard, shard_labels in images.batches():
-        for pixels, part in _batches(shard, shard_labels):
-            rows = slice(done, done + len(part))
-            for layer, values in network.features(pixels).items():
-                arrays[layer][rows] = values.numpy()
-            labels[rows] = part.numpy()
-            done = rows.stop
-            if on_images is not None:
-                on_images(done, images.count)
-    for array in arrays.values():
-        array.flush()
+    with ExitStack() as stack:
+        files = {layer: stack.enter_context((folder / f"{layer}.npy").open("wb")) for layer in network.layers}
+        for layer, width in network.layers.items():
+            header = {"descr": "<f4", "fortran_order": False, "shape": (images.count, width)}
+            np.lib.format.write_array_header_1_0(files[layer], header)
+        for shard, shard_labels in images.batches():
+            for pixels, part in _batches(shard, shard_labels):
+                for layer, values in network.features(pixels).items():
+                    files[layer].write(values.numpy().astype("<f4").tobytes())
+                labels[done : done + len(part)] = part.numpy()
+                done += len(part)
+                if on_images is not None:
+                    on_images(done, images.count)
     np.save(folder / "labels.npy", labels, allow_pickle=False)
 
 
