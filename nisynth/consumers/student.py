@@ -23,8 +23,8 @@ from nisynth.errors import ConfigError, one_line
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import read_checkpoint
+from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.save import network_bytes
-from nisynth.teachers.trace import first_tensor
 
 STUDENT_KEY = "student.safetensors"
 CURVE_KEY = "curve.png"

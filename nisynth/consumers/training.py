@@ -27,7 +27,7 @@ from nisynth.consumers.batch_norm import over_global_batch
 from nisynth.consumers.checkpoints import Checkpoints, TrainState
 from nisynth.consumers.device import Precision, arithmetic, default_device, gpu_memory, own_randomness
 from nisynth.errors import ConfigError
-from nisynth.teachers.trace import first_tensor
+from nisynth.teachers.operations import first_tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits `(B, C)` float32, augmented normalized images `(B, 3, H, W)`, labels `(B,)`) -> their mean."""

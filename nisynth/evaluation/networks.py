@@ -23,7 +23,8 @@ from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.storage import NotFound, read_url
 from nisynth.teachers import load_teacher
 from nisynth.teachers.checkpoint import Checkpoint, hash_weights, parse_checkpoint
-from nisynth.teachers.trace import Site, find_taps, first_tensor, name_taps, reading, trace
+from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.trace import Site, find_taps, name_taps, reading, trace
 
 POOL, HIDDEN, LOGITS = "pool", "hidden", "logits"
 SHIPPED = "resnet20"

@@ -1,4 +1,4 @@
-"""From a TeacherConfig to a Teacher: the network, its weights, and what only one of them knows.
+"""From a TeacherConfig, or a module in memory, to a Teacher.
 
 What the config leaves open is taken from a safetensors file's metadata: mean, std, classes, dataset,
 num_classes, input_size.
@@ -66,7 +66,7 @@ def load_teacher(
     Raises ConfigError for a field that cannot be used, TeacherError for a network or weights that
     cannot, StorageError when a weights URL cannot be read.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # what a network prints is none of our own words
+    with contextlib.redirect_stdout(sys.stderr):  # a network's prints would break `plan --json`
         if isinstance(source, nn.Module):
             return _of_module(source, device, **fields)
         config = replace(source, **fields) if source else TeacherConfig(**fields)

@@ -1,8 +1,7 @@
 """Networks with fewer channels than their architecture names: what filter pruning leaves behind.
 
-A pruned network runs the code of its architecture over narrower weights, so the shapes of those weights
-say everything about it. Its file is marked (metadata `pruned`), since for any other file a shape that
-does not fit is a mistake and stays one.
+A pruned network is its architecture's code with narrower layers, so the shapes of its weights describe it
+fully. Its file is marked (metadata `pruned`): in any other file, a shape that does not fit is an error.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,11 @@
-"""What a network makes of images, and how often it is right: the one loop that every accuracy comes from."""
+"""The classes that a network chooses for images, and its accuracy; every accuracy is computed here."""
 
 import torch
 from torch import Tensor, nn
 
 from nisynth.batch import Normalization
 from nisynth.teachers.logits import Exit
-from nisynth.teachers.trace import first_tensor
+from nisynth.teachers.operations import first_tensor
 
 BATCH_SIZE = 500
 

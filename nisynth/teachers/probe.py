@@ -1,8 +1,8 @@
-"""What a network is seen to do with two images of noise: what an inversion needs, and what is in its way.
+"""Two noise images through a network: what an inversion needs to know of it, and what it cannot work with.
 
-A network can run and still be of no use: without a gradient from its losses to the image, with
-probabilities where logits are expected, or with another answer each time. All of that shows in one
-gradient-free pass and one backward pass.
+A network may run and still be inverted wrongly: without a gradient from its outputs to the image, with
+probabilities in place of logits, or with other outputs each time. One gradient-free pass and one pass with
+a gradient show all of that.
 """
 
 import warnings
@@ -53,7 +53,7 @@ def check_module(network: nn.Module) -> None:
 
 
 def freeze(network: nn.Module) -> None:
-    """Sets eval mode, and takes every weight's gradient."""
+    """Sets eval mode, and excludes every weight from gradients."""
     network.eval()
     for parameter in network.parameters():
         parameter.detach_().requires_grad_(False)  # one may be the result of a computation, in some factories

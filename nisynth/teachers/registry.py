@@ -115,7 +115,7 @@ def _library_factory(arch: str, library: str, model: str) -> Callable[..., Any] 
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Keeps torch's global settings, and standard output for our own words, while foreign code runs."""
+    """Restores torch's global settings after foreign code, whose prints go to standard error."""
     gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -153,7 +153,7 @@ def _call(arch: str, factory: Callable[..., Any], num_classes: int, kwargs: dict
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:
-        raise ConfigError(f"arch {arch!r} is built into Python and builds no network") from None
+        raise ConfigError(f"arch {arch!r} is a function of Python itself, not a network's factory") from None
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = [parameter.name for parameter in parameters]
     unknown = [name for name in kwargs if name not in names]

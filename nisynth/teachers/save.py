@@ -1,4 +1,4 @@
-"""A network as the bytes of one safetensors file, with all that `load_teacher` wants to know of it."""
+"""A network as the bytes of one safetensors file, with what `load_teacher` needs in its metadata."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -24,8 +24,8 @@ from nisynth.synthesis.protocol import StepCallback, Synthesizer
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import Checkpoint, hash_weights, read_checkpoint
 from nisynth.teachers.narrow import PRUNED, narrow_to
+from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import share
-from nisynth.teachers.trace import first_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
