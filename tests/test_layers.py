@@ -35,6 +35,7 @@ LAYERS = [
         "report.build",
     ],
     ["execution.drive", "execution.local", "execution.ray", "execution.actors", "execution.virtual"],
+    ["execution.simulate"],
     ["execution.run"],
     ["execution.submit"],
     ["cli", "__main__"],

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nisynth.cli import app
+from nisynth.cli import app, predictions
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
@@ -47,6 +47,22 @@ def plan(
     store: Annotated[str, typer.Option(help="A run's URL: also say what is committed there already.")] = "",
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
+    simulated: Annotated[
+        bool, typer.Option("--simulate", help="Predict time, GPU-hours and requests by a simulated run.")
+    ] = False,
+    gpus: Annotated[
+        list[int], typer.Option(min=1, help="With --simulate: workers of one GPU each; may be repeated.")
+    ] = [],  # noqa: B006
+    task_s: Annotated[float | None, typer.Option(min=1e-3, help="Seconds of compute of one task.")] = None,
+    from_url: Annotated[str, typer.Option("--from", help="A run whose commits say what a task takes.")] = "",
+    start_s: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds until a worker is ready; default 60, or --from's.")
+    ] = None,
+    loss_per_hour: Annotated[
+        float, typer.Option(min=0.0, help="Share of the nodes that is lost in an hour.")
+    ] = 0.0,
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0.0, help="Adds what the GPUs cost.")] = None,
+    gantt: Annotated[str, typer.Option(metavar="PNG", help="Draw the workers over time there.")] = "",
 ) -> None:
     """Say what a run would do, and what was understood of its teacher. Reads the weights; needs no GPU."""
     resolved = load_config(config, set_)
@@ -61,6 +77,19 @@ def plan(
     if store:
         begun = Run.find(open_store(store), planned)
         facts["committed"] = len(begun.committed()) if begun is not None else 0
+    found = []
+    if simulated:
+        found = predictions.predictions(
+            planned.num_tasks,
+            gpus,
+            task_s=task_s,
+            from_url=from_url,
+            start_s=start_s,
+            loss_per_hour=loss_per_hour,
+        )
+        facts["predictions"] = predictions.as_documents(found, gpu_hour_price)
+    if gantt and found:
+        predictions.draw(found[-1], gantt)
     if as_json:
         understood = {**teacher.describe(), "notes": list(teacher.notes)}
         out.print_json(json.dumps({**facts, "teacher": understood, "identity": planned.identity}))
@@ -70,8 +99,11 @@ def plan(
         out.print(f"{name:16} {value}")
     for note in teacher.notes:
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", highlight=False, markup=False)
+    facts.pop("predictions", None)
     for name, value in facts.items():
         out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
+    if found:
+        out.print(predictions.as_table(found, facts["estimated_bytes"], gpu_hour_price))
 
 
 @app.command()

@@ -47,6 +47,7 @@ class _Worker:
     number: int
     line: deque[Attempt] = field(default_factory=deque)
     since_s: float = 0.0
+    computes: bool = False
 
 
 class VirtualCommits:
@@ -107,6 +108,8 @@ class VirtualCrew:
         self._coming: list[tuple[float, int, _Worker, Callable[[Hear], None]]] = []
         self._numbers = count()
         self._lost: list[WorkerLost] = []
+        self.busy_s = 0.0
+        """Seconds of compute so far, whatever came of it."""
 
     def now_s(self) -> float:
         """Returns the virtual seconds since the crew was made."""
@@ -145,6 +148,8 @@ class VirtualCrew:
     def kill(self, slot: int) -> None:
         worker = self._workers.pop(slot, None)
         if worker is not None:
+            if worker.line and worker.computes:
+                self.busy_s += self._now_s - worker.since_s
             worker.number = -1
 
     def lose(self, slot: int, kind: LossKind, message: str = "") -> None:
@@ -164,7 +169,7 @@ class VirtualCrew:
     def _compute(self, slot: int, worker: _Worker, hear: Hear) -> None:
         attempt = worker.line[0]
         act = self._act(attempt)
-        worker.since_s = self._now_s
+        worker.since_s, worker.computes = self._now_s, True
         hear(Stepped(slot, attempt.task, 0, 1))
         self._after(act.compute_s, worker, lambda hear: self._computed(attempt, act, worker, hear))
         if TICK_S < act.compute_s < inf:
@@ -178,6 +183,8 @@ class VirtualCrew:
             self._after(TICK_S, worker, lambda hear: self._tick(attempt, act, worker, hear))
 
     def _computed(self, attempt: Attempt, act: Act, worker: _Worker, hear: Hear) -> None:
+        self.busy_s += act.compute_s
+        worker.computes = False
         if act.kills is not None:
             return hear(WorkerLost(attempt.slot, act.kills, f"during task {attempt.task}"))
         worker.line.popleft()
