@@ -17,7 +17,7 @@ from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.execution.run import run as carry_out
 from nisynth.plan import make_plan
-from nisynth.progress import format_seconds, make_progress, printable, shown_shards
+from nisynth.progress import format_seconds, printable, shown_shards
 from nisynth.storage import open_store
 from nisynth.synthesis import load_artefacts
 from nisynth.teachers import architectures, load_teacher
@@ -130,7 +130,7 @@ def run(
         store,
         executor="ray" if executor == "ray" else "local",
         address=address,
-        listeners=[make_progress()],
+        progress=True,
     )
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))

@@ -5,6 +5,7 @@ URL help each other.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ from nisynth.execution.events import Broadcast, Listener, Note
 from nisynth.execution.schedule import Rules
 from nisynth.execution.stored import StoredCommits
 from nisynth.plan import Plan, make_plan
+from nisynth.progress import in_notebook, make_progress
 from nisynth.storage import open_store
 from nisynth.storage.probe import probe_conditional_create
 from nisynth.synthesis import check_engine, load_artefacts
@@ -56,6 +58,7 @@ def run(
     *,
     executor: Executor = "local",
     address: str | None = None,
+    progress: bool | None = None,
     listeners: Iterable[Listener] = (),
     rules: Rules | None = None,
 ) -> RunReport:
@@ -64,6 +67,7 @@ def run(
     config: a RunConfig, a file, a shipped config's name, or a mapping. store: the run's URL; what is
     committed there is never run again. executor: `local` is one worker in this process, `ray` is
     `execution.workers` actors on the cluster at `address` (none: a cluster of this machine's own).
+    progress: show it, as a display on a terminal, as lines elsewhere; by default in notebooks only.
     listeners: functions that hear every event of the run (nisynth.execution.events), each in a thread of
     its own; one that fails costs the run nothing. rules: other limits than the usual ones.
     Raises a NisynthError whose `exit_code` says why the run ended early; run it again to resume.
@@ -76,7 +80,11 @@ def run(
         check_engine(config.method, config.engine, device)
     joined = begin(config, store)
     executed = 0
-    with Broadcast([EventLog(joined.store, uuid4().hex), *listeners]) as tell:
+    if progress is None:
+        progress = in_notebook()
+    shown: list[Listener] = [make_progress()] if progress else []
+    own: list[Listener] = [EventLog(joined.store, uuid4().hex), *_metrics(executor, joined)]
+    with Broadcast([*shown, *own, *listeners]) as tell:
         if joined.is_sealed():
             _refuse_missing(joined)
             tell(Note(f"{store}: complete already; nothing to run"))
@@ -115,6 +123,7 @@ def execute(
     num_slots = min(config.execution.workers, plan.num_tasks)
     if executor == "local":
         num_slots = 1
+        _note_idle_cpus(config, tell)
         # The worker shares this process: nothing overlaps, and another one would be no better.
         limits = replace(limits, in_flight=1, slot_failures=sys.maxsize)
     drive = Drive(StoredCommits(joined), plan.num_tasks, plan.num_images, num_slots, limits, tell)
@@ -123,6 +132,27 @@ def execute(
         return 0
     with (open_crew or _crew_of(executor))(config, joined, address) as crew:
         return drive.execute(crew)
+
+
+def _note_idle_cpus(config: RunConfig, tell: Listener) -> None:
+    """Says that a run in this process leaves most of a machine without a GPU idle."""
+    used, there = config.execution.cpu_threads, os.cpu_count() or 1
+    if not torch.cuda.is_available() and used < there:
+        tell(
+            Note(
+                f"the local executor is one worker and uses {used} of {there} CPUs;"
+                f" --executor ray --workers {there // used} uses them all"
+            )
+        )
+
+
+def _metrics(executor: Executor, joined: Run) -> list[Listener]:
+    """Returns the listener that exports metrics, where there is a Ray to export them."""
+    if executor != "ray":
+        return []
+    from nisynth.execution.metrics import RayMetrics
+
+    return [RayMetrics(joined.plan.fp12)]
 
 
 def _crew_of(executor: Executor) -> OpenCrew:

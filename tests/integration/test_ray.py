@@ -1,12 +1,15 @@
 """Runs on real Ray actors: the same images as without Ray, and every failure with its word and its code."""
 
+import re
 import threading
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from nisynth import open_dataset
 from nisynth.commits import Receipt, Run
@@ -21,7 +24,10 @@ from nisynth.execution.schedule import Rules
 from nisynth.storage import open_store
 from tests.faults import Fault, FaultProxy
 from tests.faulty_teacher import tell
+from tests.processes import wait_until
 from tests.tiny import commit_all, keys, tiny_config, tiny_weights
+
+REPO = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -267,3 +273,37 @@ def test_a_task_that_somebody_committed_meanwhile_is_not_computed(tmp_path: Path
     heard = Recorder(take_the_rest)
     assert execute(config, joined, heard, "ray") < 4
     assert not [receipt for receipt in heard.done if receipt.outcome == "other" and receipt.seconds]
+
+
+def scraped() -> str:
+    """What the nodes of the cluster answer a Prometheus that scrapes them."""
+    texts = []
+    for node in ray.nodes():
+        url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            texts.append(answer.read().decode())
+    return "\n".join(texts)
+
+
+def test_metrics_are_scraped_and_the_dashboard_names_only_those(tmp_path: Path) -> None:
+    config, url = faulty_config(tmp_path), str(tmp_path / "run")
+    tell(tmp_path / "faults", "raise-1", "exit-1")
+    assert run(config, url, executor="ray").complete
+    mark = f'run="{Run.open(open_store(url)).plan.fp12}"'
+
+    def lines() -> list[str]:
+        return [line for line in scraped().splitlines() if mark in line]
+
+    def is_told() -> bool:
+        return any('state="committed"' in line and line.endswith(" 6.0") for line in lines())
+
+    wait_until(is_told)
+    found = lines()
+    images = [line for line in found if line.startswith("ray_nisynth_images_total{")]
+    assert [float(line.rpartition(" ")[2]) for line in images] == [24.0]
+    assert any('kind="raised"' in line for line in found)
+    assert any('kind="worker_died"' in line for line in found)
+    dashboard = (REPO / "cluster" / "grafana-dashboard.json").read_text()
+    asked = set(re.findall(r"ray_nisynth_\w+", dashboard))
+    assert len(asked) == 7
+    assert asked <= {line.partition("{")[0] for line in found}
