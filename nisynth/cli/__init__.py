@@ -16,7 +16,8 @@ from nisynth.progress import printable
 
 EXIT_CODES = """Exit codes: 0 complete; 1 stored data is damaged (verify); 2 usage, config or plan mismatch;
 3 partial within max_failed_tasks; 4 too many failed tasks; 5 stalled; 6 storage; 7 stopped by SIGTERM or
-a limit, run again to resume; 70 a bug of nisynth; 75 connection to a job's cluster lost, the job goes on;
+a limit, run again to resume; 70 a bug of nisynth; 75 try again: Ray did not start,
+or the connection to a job's cluster was lost and the job goes on;
 130 Ctrl-C; 141 the output was closed, or its disk full, before its end."""
 
 INTERRUPTED = 130
