@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nisynth.report.curves import COLORS
 from nisynth.report.losses import Band
@@ -26,7 +27,7 @@ def loss_charts(bands: Mapping[str, Band]) -> dict[str, str]:
         figure = _figure(*PANEL_INCHES)
         axes = figure.add_subplot()
         draw_bands(axes, {"": band})
-        _dress(axes, term, "iteration")
+        _dress(axes, term, "iteration", whole=True)
         charts[term] = _svg(figure, f"loss-{term}")
     return charts
 
@@ -47,12 +48,12 @@ def line_chart(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, salt: str
 ) -> str:
     """Returns one panel of lines, named below it where there are several."""
-    figure = _figure(1.8 * PANEL_INCHES[0], PANEL_INCHES[1])
+    figure = _figure(1.3 * PANEL_INCHES[0], 1.3 * PANEL_INCHES[1])
     axes = figure.add_subplot()
     for number, (name, (x, y)) in enumerate(lines.items()):
         style, marker = STYLES[number % len(STYLES)], "o" if len(x) <= 12 else ""
         axes.plot(x, y, linestyle=style, marker=marker, markersize=4, color=COLORS[number], label=name)
-    _dress(axes, y_label, x_label)
+    _dress(axes, y_label, x_label, whole=x_label == "epoch")
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return _svg(figure, salt)
@@ -64,10 +65,11 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _dress(axes: Axes, title: str, x_label: str) -> None:
+def _dress(axes: Axes, title: str, x_label: str, whole: bool) -> None:
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(x_label, fontsize=8, color=INK)
     axes.set_facecolor("none")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
     axes.grid(True, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", colors=INK, labelsize=8)

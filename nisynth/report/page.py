@@ -226,7 +226,8 @@ def _leave_out_rows(document: dict[str, Any]) -> None:
 def _verdict_line(found: Mapping[str, Any]) -> str:
     parts = [f"{found['tasks']:,} of {found['planned_tasks']:,} tasks, {found['images']:,} images"]
     if found["quarantined"]:
-        parts.append(f"{found['quarantined']:,} tasks given up on")
+        count = found["quarantined"]
+        parts.append(f"{count:,} task{'' if count == 1 else 's'} given up on")
     if found["teacher_accuracy_median"] is not None:
         parts.append(
             f"the teacher recognises {found['teacher_accuracy_median']:.1%} of a task's images"

@@ -53,7 +53,7 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
     return {
         "word": "Partial",
         "tone": "fair",
-        "reasons": [f"{missing:,} of {facts.planned:,} tasks are missing"],
+        "reasons": [f"{missing:,} of {facts.planned:,} tasks {'is' if missing == 1 else 'are'} missing"],
     }
 
 
