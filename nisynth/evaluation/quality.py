@@ -38,7 +38,8 @@ class ClassQuality:
     """One class. n: synthetic images. Accuracies 0..1, None without that network.
 
     n_compared: images of each side of the figures against real ones, which lie in the pool: the diagonal
-    Frechet distance, density and coverage (k = 3), each with its floor; None where there are too few.
+    Frechet distance, density and coverage (k = 3), each with its floor, and precision and recall; None
+    where there are too few.
     """
 
     name: str
@@ -48,6 +49,8 @@ class ClassQuality:
     n_compared: int = 0
     fd_diagonal: float | None = None
     fd_diagonal_floor: float | None = None
+    precision: float | None = None
+    recall: float | None = None
     density: float | None = None
     density_floor: float | None = None
     coverage: float | None = None
@@ -225,6 +228,8 @@ def _class_quality(
         n_compared=len(samples.generated),
         fd_diagonal=frechet.diagonal_frechet_distance(generated, reference),
         fd_diagonal_floor=frechet.diagonal_frechet_distance(other, reference),
+        precision=found.precision,
+        recall=found.recall,
         density=found.density,
         density_floor=floor.density,
         coverage=found.coverage,

@@ -150,6 +150,7 @@ CONTENTS = {
     "real": "Against real data",
     "student": "Student",
     "pruning": "Pruning",
+    "fit": "Generator",
     "cost": "Cost",
     "workers": "Workers",
     "failures": "Failures",

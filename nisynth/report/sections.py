@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from nisynth.evaluation.quality import FAR_FROM_REAL, Quality
 from nisynth.report.facts import RunFacts, TaskFacts, public_name
+from nisynth.report.losses import Band
 
 MOST_ROWS = 2000
 GROUP = 100
@@ -59,19 +60,21 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
 
 def losses(facts: RunFacts) -> dict[str, Any]:
     """Returns the band of every term, and the tasks of the lowest and highest final R_BN."""
-    bands = {
-        term: {name: _rounded(values) for name, values in vars(band).items()}
-        for term, band in facts.bands.items()
-    }
     ranked = sorted(
         (task for task in facts.tasks if task.r_bn is not None), key=lambda task: task.r_bn or 0.0
     )
     count = min(EXTREMES, len(ranked) // 2)
-    best, worst = ranked[:count], ranked[::-1][:count]
     return {
-        "bands": bands,
-        "best": [_brief(task) for task in best],
-        "worst": [_brief(task) for task in worst],
+        "bands": plain_bands(facts.bands),
+        "best": [_brief(task) for task in ranked[:count]],
+        "worst": [_brief(task) for task in ranked[::-1][:count]],
+    }
+
+
+def plain_bands(bands: Mapping[str, Band]) -> dict[str, dict[str, list[float]]]:
+    """Returns bands by term as plain numbers, of four digits."""
+    return {
+        term: {name: _rounded(values) for name, values in vars(band).items()} for term, band in bands.items()
     }
 
 

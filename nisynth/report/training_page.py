@@ -1,10 +1,12 @@
-"""The page of a training's folder: a student, or a pruning sweep."""
+"""The page of a training's folder: a student, a pruning sweep, or a fitted generator."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from nisynth.errors import DataError, one_line
 from nisynth.report import sections
+from nisynth.report.charts import loss_charts
+from nisynth.report.losses import loss_bands
 from nisynth.report.page import render
 from nisynth.report.students import pruning_chart, pruning_section, student_charts, student_section
 
@@ -15,7 +17,9 @@ def render_training(result: Mapping[str, Any], name: str) -> bytes:
     Raises DataError for a document that no training wrote: anyone may have.
     """
     try:
-        return _pruning(result, name) if "points" in result else _student(result, name)
+        if "points" in result:
+            return _pruning(result, name)
+        return _fit(result, name) if "fit" in result.get("identity", {}) else _student(result, name)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise _not_ours(name, error) from None
 
@@ -27,6 +31,8 @@ def summary(result: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
             section = pruning_section(result)
             accuracies = {f"pruned {p['ratio']:g}": p["accuracy_fine_tuned"] for p in section["points"]}
             return f"{section['teacher']} pruned", {"not pruned": section["accuracy"], **accuracies}
+        if "fit" in result.get("identity", {}):
+            return f"generator fitted by {result['identity']['fit']}", {"iterations": result["iterations"]}
         student = student_section(result)
         head = f"{student['student']} trained on {student['num_images']:,} synthetic images"
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -35,7 +41,7 @@ def summary(result: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _not_ours(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}/result.json: no student's and no pruning sweep's result ({one_line(error)})")
+    return DataError(f"{name}/result.json: no result of a training of ours ({one_line(error)})")
 
 
 def _student(result: Mapping[str, Any], name: str) -> bytes:
@@ -68,11 +74,28 @@ def _pruning(result: Mapping[str, Any], name: str) -> bytes:
     )
 
 
+def _fit(result: Mapping[str, Any], name: str) -> bytes:
+    identity = result["identity"]
+    teacher = identity.get("teacher", {}).get("arch", "a teacher")
+    bands = loss_bands([result["curve"]])
+    facts = {"iterations": int(result["iterations"]), "sha256": str(result["sha256"])}
+    document = {
+        **_head("fit", name, {}, f"{facts['iterations']:,} iterations", True),
+        "title": f"A generator fitted by {identity['fit']} to {teacher}",
+        "fit": facts,
+        "failures": {"canary": None},
+        "losses": {"bands": sections.plain_bands(bands), "best": [], "worst": []},
+    }
+    charts = {"losses": loss_charts(bands)}
+    return render(document, ["fit", "losses"], charts=charts, fit_identity=sections.flattened(identity))
+
+
 def _head(kind: str, name: str, found: Mapping[str, Any], line: str, measured: bool) -> dict[str, Any]:
     tone = "good" if measured else "fair"
+    run = f", run {str(found['fingerprint'])[:12]}" if found else ""
     return {
         "schema": 1,
         "kind": kind,
-        "subtitle": f"{name}, run {str(found['fingerprint'])[:12]}",
+        "subtitle": f"{name}{run}",
         "verdict": {"word": "Finished", "tone": tone, "reasons": [], "line": line},
     }

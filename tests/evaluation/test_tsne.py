@@ -16,6 +16,7 @@ from nisynth.report.maps import draw_maps, draw_small_map, points_csv
 from nisynth.storage import open_store
 from tests.command_line import nisynth
 from tests.evaluation.conftest import CLASSES, images
+from tests.report.pages import real_folder
 from tests.tiny import commit_all, tiny_plan
 
 
@@ -52,17 +53,6 @@ def test_pictures_and_points(network: EmbeddingNetwork) -> None:
     assert {(row["set"], row["layer"]) for row in rows} == {
         (name, layer) for name in ("synthetic", "real") for layer in ("tap1", "pool")
     }
-
-
-def real_folder(path: Path, plan_classes: tuple[str, ...]) -> str:
-    rng = np.random.default_rng(0)
-    for name in plan_classes:
-        (path / name).mkdir(parents=True)
-        for number in range(6):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
-                path / name / f"{number}.png"
-            )
-    return str(path)
 
 
 def test_the_commands_draw_and_compare(tmp_path: Path) -> None:

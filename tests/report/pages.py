@@ -1,9 +1,12 @@
 """Runs as their storage would show them, for pages: any number of tasks and classes, no storage at all."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from nisynth.commits.logs import Failed, TaskLog
 from nisynth.report.facts import RunFacts, TaskFacts
@@ -86,3 +89,15 @@ def hostile_page() -> RunPage:
         identity={**base.identity, "engine": {"name": HOSTILE}},
         versions=Counter({HOSTILE: 12}),
     )
+
+
+def real_folder(path: Path, plan_classes: tuple[str, ...]) -> str:
+    """Returns a folder of noise, six images of 16 px in a folder per class, as a real set."""
+    rng = np.random.default_rng(0)
+    for name in plan_classes:
+        (path / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                path / name / f"{number}.png"
+            )
+    return str(path)

@@ -19,7 +19,7 @@ from nisynth.report.page import MOST_BYTES
 from nisynth.report.training_page import render_training
 from nisynth.storage import open_store
 from tests.command_line import nisynth
-from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures
+from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures, real_folder
 from tests.tiny import commit_all, fake_commit, tiny_plan
 
 STUDENT = {
@@ -233,7 +233,7 @@ def test_a_result_that_no_training_wrote(result: dict[str, Any], tmp_path: Path)
     (tmp_path / "result.json").write_text(json.dumps(result))
     ended = nisynth("report", tmp_path, "-o", tmp_path / "page.html")
     assert ended.returncode == 1
-    assert "no student's and no pruning sweep's result" in ended.stderr
+    assert "no result of a training of ours" in ended.stderr
 
 
 def test_a_damaged_shard_is_said_on_the_page(tmp_path: Path) -> None:
@@ -253,3 +253,31 @@ def test_the_quality_of_a_student_is_its_accuracy(tmp_path: Path) -> None:
         "resnet18 trained on 128 synthetic images: test accuracy 0.81, teacher accuracy 0.92\n"
     )
     assert json.loads(nisynth("quality", tmp_path, "--json").stdout)["test accuracy"] == 0.81
+
+
+def test_a_real_set_gives_figures_pairs_and_a_map(tmp_path: Path) -> None:
+    pytest.importorskip("openTSNE")
+    run = begin(tmp_path)
+    commit_all(run)
+    by = Yardstick(real=real_folder(tmp_path / "real", run.plan.classes))
+    text = build_page(str(tmp_path / "run"), by).decode()
+    assert "precision alone misleads" in text
+    assert "Fréchet distance (FD)" in text
+    assert text.count("beside real image ") == 16
+    assert "a 10-nearest-neighbour classifier tells the two sets apart" in text
+    assert "left out, since they need 20 images: sajjadi" in text
+    assert str(tmp_path) not in text
+    document: Any = data(text.encode())
+    assert document["quality"]["real"] == "real"
+    assert document["quality"]["num_real"] == 24
+    assert len(text) < MOST_BYTES
+
+
+def test_a_fitted_generator_has_a_page() -> None:
+    curve = [{"iteration": i, "ce": 2.0 / (i + 1)} for i in range(5)]
+    identity = {"fit": "one_to_many", "teacher": {"arch": "resnet34"}, "seed": 0}
+    fit = {"identity": identity, "sha256": "ab" * 32, "iterations": 5, "curve": curve}
+    text = render_training(fit, "generator").decode()
+    assert "A generator fitted by one_to_many to resnet34" in text
+    assert "ce by iteration" in text
+    assert "ab" * 32 in text
