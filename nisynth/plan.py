@@ -58,8 +58,9 @@ def make_plan(
         "teacher": dict(teacher_identity),
     }
     for name, artefact in (artefacts or {}).items():
-        stated = identity["method"][name]
-        identity["method"][name] = {**stated, "weights": artefact.sha256}
+        stated = identity["method"][name]  # a section with the URL as its `weights`, or the URL alone
+        hashed = {**stated, "weights": artefact.sha256} if isinstance(stated, dict) else artefact.sha256
+        identity["method"][name] = hashed
     versions = {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return Plan(
         {

@@ -21,7 +21,7 @@ LAYERS = [
     ["config"],
     ["progress"],
     ["worker", "in_memory"],
-    ["execution.schedule", "consumers"],
+    ["execution.schedule", "consumers", "fitting"],
     ["evaluation"],
     [
         "report.facts",

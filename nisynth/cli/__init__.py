@@ -45,6 +45,7 @@ def execute(arguments: list[str]) -> int:
         from nisynth.cli import (  # noqa: F401  they register their verbs
             compress,
             distill,
+            fit,
             jobs,
             methods,
             quality,

@@ -19,10 +19,16 @@ from nisynth.synthesis.naturalinversion import config as naturalinversion
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.noise import NoiseConfig, NoiseSynthesizer
 from nisynth.synthesis.protocol import EngineConfig, Method, Synthesizer
+from nisynth.synthesis.sampling import Sampler, SamplingConfig, load_generator
 from nisynth.teachers import Teacher
 
-Artefacts = Mapping[str, Rival]
-"""What other trainings left and a method's config names by URL, loaded, by the config's field."""
+Artefacts = Mapping[str, Any]
+"""What other trainings left and a method's config names by URL, loaded, by the config's field.
+
+Each has a `sha256`, of its weights.
+"""
+
+Make = Callable[[Any, Teacher, Artefacts, MakeLoop], Synthesizer]
 
 
 def load_rivals(config: InversionConfig, teacher: Teacher) -> Artefacts:
@@ -37,8 +43,8 @@ class MethodRow:
     summary: one line for a list. tables: where it stands in the NaturalInversion paper. cost: of an iteration
         relative to NaturalInversion's, in multiplications with a ResNet-34 teacher.
     config: its frozen dataclass. presets: fields of published experiments, by preset.
-    make: constructs its synthesizer from its config, the teacher, and what makes the loop that `engine`
-        names. `inverting(model)` is that of a method which is one ImageModel.
+    make: constructs its synthesizer from its config, the teacher, its artefacts, and what makes the loop that
+        `engine` names. `inverting(model)` is that of a method which is one ImageModel.
     uses_engine: whether it runs in such a loop. load: reads the artefacts that its config names.
     """
 
@@ -47,14 +53,14 @@ class MethodRow:
     cost: float
     config: type[Any]
     presets: Mapping[str, Mapping[str, Any]]
-    make: Callable[[Any, Teacher, MakeLoop], Synthesizer]
+    make: Make
     uses_engine: bool = True
     load: Callable[[Any, Teacher], Artefacts] = load_rivals
 
 
-def inverting(model: MakeModel) -> Callable[[Any, Teacher, MakeLoop], Synthesizer]:
+def inverting(model: MakeModel) -> Make:
     """Returns the `make` of an inversion method with one ImageModel."""
-    return lambda config, teacher, loop: loop(config, model)
+    return lambda config, teacher, artefacts, loop: loop(config, model)
 
 
 METHODS: dict[str, MethodRow] = {
@@ -72,7 +78,17 @@ METHODS: dict[str, MethodRow] = {
         cost=0.55,
         config=deepinversion.DeepInversionConfig,
         presets=deepinversion.PRESETS,
-        make=lambda config, teacher, loop: make_stages(config, loop),
+        make=lambda config, teacher, artefacts, loop: make_stages(config, loop),
+    ),
+    "sampling": MethodRow(
+        summary="a generator that `nisynth fit` left: one forward pass a task",
+        tables="3",
+        cost=0.0,
+        config=SamplingConfig,
+        presets={},
+        make=lambda config, teacher, artefacts, loop: Sampler(teacher, artefacts["generator"]),
+        uses_engine=False,
+        load=lambda config, teacher: {"generator": load_generator(config.generator, teacher)},
     ),
     "noise": MethodRow(
         summary="normal noise: the floor that any method must beat, and a load to test with",
@@ -80,7 +96,7 @@ METHODS: dict[str, MethodRow] = {
         cost=0.0,
         config=NoiseConfig,
         presets={},
-        make=lambda config, teacher, loop: NoiseSynthesizer(teacher),
+        make=lambda config, teacher, artefacts, loop: NoiseSynthesizer(teacher),
         uses_engine=False,
         load=lambda config, teacher: {},
     ),
@@ -124,7 +140,8 @@ def make_synthesizer(
     the engine cannot run the method, and what `load_artefacts` raises.
     """
     check_engine(method, engine, teacher.device)
-    rival = (load_artefacts(method, teacher) if artefacts is None else artefacts).get("rival")
+    artefacts = load_artefacts(method, teacher) if artefacts is None else artefacts
+    rival: Rival | None = artefacts.get("rival")
 
     def loop(config: Any, model: MakeModel) -> Loop:
         terms = [] if rival is None else [competition(config.rival, rival)]
@@ -133,5 +150,5 @@ def make_synthesizer(
             return FastSynthesizer(inversion, engine, log_every=log_every)
         return PlainSynthesizer(inversion, log_every=log_every)
 
-    synthesizer = METHODS[method.name].make(method, teacher, loop)
+    synthesizer = METHODS[method.name].make(method, teacher, artefacts, loop)
     return synthesizer if rival is None else Judged(synthesizer, teacher, rival)

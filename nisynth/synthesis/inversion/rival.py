@@ -6,7 +6,6 @@ The gradient reaches the images through both networks; the weights of neither ta
 the same image, jitter included, and the rival stays in eval mode.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch, Task
 from nisynth.errors import ConfigError, TeacherError, one_line
+from nisynth.synthesis.artefacts import differing_normalization
 from nisynth.synthesis.inversion.priors import at_least_float32
 from nisynth.synthesis.inversion.term import Seen, Term
 from nisynth.synthesis.protocol import StepCallback, Synthesizer
 from nisynth.teachers import Teacher, build_network
-from nisynth.teachers.checkpoint import Checkpoint, hash_weights, read_checkpoint
+from nisynth.teachers.checkpoint import hash_weights, read_checkpoint
 from nisynth.teachers.narrow import PRUNED, narrow_to
 from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import share
@@ -115,7 +115,9 @@ def load_rival(config: RivalConfig, teacher: Teacher) -> Rival:
     """
     try:
         checkpoint = read_checkpoint(config.weights)
-        _check_normalization(checkpoint, teacher)
+        differing = differing_normalization(checkpoint.metadata, teacher.normalization)
+        if differing is not None:
+            raise ConfigError(f"teacher.weights {config.weights}: trained with {differing}")
         network = build_network(config.arch, teacher.num_classes, **config.kwargs).float()
         if PRUNED in checkpoint.metadata:
             narrow_to(network, checkpoint.tensors)
@@ -128,23 +130,6 @@ def load_rival(config: RivalConfig, teacher: Teacher) -> Rival:
     rival = Rival(network, hash_weights(network))
     _check_forward(rival, teacher)
     return rival
-
-
-def _check_normalization(checkpoint: Checkpoint, teacher: Teacher) -> None:
-    for name, own in (("mean", teacher.normalization.mean), ("std", teacher.normalization.std)):
-        stated = checkpoint.metadata.get(name)
-        if stated is None:
-            continue  # a file without metadata is taken to be a student of this teacher
-        try:
-            values = [float(value) for value in json.loads(stated)]
-        except (TypeError, ValueError):
-            values = []
-        pairs = zip(values, own, strict=len(values) == len(own))
-        if len(values) != len(own) or not all(math.isclose(a, b, abs_tol=1e-4) for a, b in pairs):
-            raise ConfigError(
-                f"teacher.weights {checkpoint.source}: trained with {name} {stated}, the teacher with "
-                f"{list(own)}; a rival must see the images as the teacher does"
-            )
 
 
 def _check_forward(rival: Rival, teacher: Teacher) -> None:
