@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import subprocess
 import sys
 import threading
 import types
@@ -359,3 +360,10 @@ def test_progress_may_be_told_of_by_several_threads(kind: Any) -> None:
     tell(ShardsChecked(400, 400))
     tell(Ended())
     assert "400/400 tasks" in display(stream)
+
+
+def test_progress_loads_neither_torch_nor_ray() -> None:
+    heavy = ("torch", "ray", "pyarrow", "numpy", "rich")
+    code = f"import sys, nisynth.progress; print([name for name in {heavy} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout == "[]\n"

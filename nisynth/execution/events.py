@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from nisynth.commits import Receipt
 from nisynth.errors import FailureKind, LossKind, one_line
 from nisynth.execution.ledger import Attempt
+
+if TYPE_CHECKING:  # a display of progress must not load torch, which reading shards takes
+    from nisynth.commits import Receipt
 
 MOST_WAITING = 10_000
 CLOSE_S = 5.0
@@ -66,7 +69,7 @@ class TaskDone:
     """A task has its commit, this attempt's or another's, as the receipt says."""
 
     attempt: Attempt
-    receipt: Receipt
+    receipt: "Receipt"
 
 
 @dataclass(frozen=True)
