@@ -13,27 +13,26 @@ from nisynth.progress import format_seconds
 from nisynth.storage import open_store
 
 
-def predictions(
-    num_tasks: int,
-    gpus: Sequence[int],
-    *,
-    task_s: float | None,
-    from_url: str,
-    start_s: float | None,
-    loss_per_hour: float,
-) -> list[Prediction]:
-    """Returns a prediction for each number of GPUs; of a single number, also for its parts and its double.
+def costs(task_s: float | None, from_url: str, start_s: float | None) -> Costs:
+    """Returns what a task takes: so many seconds, or what it took in the run at a URL.
 
-    Raises ConfigError for options that cannot be used, and as `costs_of` and `simulate` do.
+    Raises ConfigError unless one of the two is given, and as `costs_of` does.
     """
-    if not gpus:
-        raise ConfigError("--simulate: say how many GPUs with --gpus N; may be repeated")
     if (task_s is None) == (not from_url):
         raise ConfigError("--simulate: say what a task takes, either by --task-s S or --from URL of a run")
     if from_url:
-        costs = costs_of(Run.open(open_store(from_url)), start_s)
-    else:
-        costs = Costs(compute_s=[task_s or 0.0], **({} if start_s is None else {"start_s": start_s}))
+        return costs_of(Run.open(open_store(from_url)), start_s)
+    found = Costs(compute_s=[task_s or 0.0])
+    return found if start_s is None else dataclasses.replace(found, start_s=start_s)
+
+
+def predictions(num_tasks: int, gpus: Sequence[int], costs: Costs, loss_per_hour: float) -> list[Prediction]:
+    """Returns a prediction for each number of GPUs; of a single number, also for its parts and its double.
+
+    Raises ConfigError where no number is given, and as `simulate` does.
+    """
+    if not gpus:
+        raise ConfigError("--simulate: say how many GPUs with --gpus N; may be repeated")
     sizes = [gpus[0] // 4, gpus[0] // 2, gpus[0], 2 * gpus[0]] if len(gpus) == 1 else gpus
     return [
         simulate(num_tasks, size, costs, loss_per_hour=loss_per_hour)

@@ -79,14 +79,8 @@ def plan(
         facts["committed"] = len(begun.committed()) if begun is not None else 0
     found = []
     if simulated:
-        found = predictions.predictions(
-            planned.num_tasks,
-            gpus,
-            task_s=task_s,
-            from_url=from_url,
-            start_s=start_s,
-            loss_per_hour=loss_per_hour,
-        )
+        costs = predictions.costs(task_s, from_url, start_s)
+        found = predictions.predictions(planned.num_tasks, gpus, costs, loss_per_hour)
         facts["predictions"] = predictions.as_documents(found, gpu_hour_price)
     if gantt and found:
         predictions.draw(found[-1], gantt)
@@ -95,13 +89,11 @@ def plan(
         out.print_json(json.dumps({**facts, "teacher": understood, "identity": planned.identity}))
         return
     _note_last_batch(resolved)
-    for name, value in teacher.describe().items():
-        out.print(f"{name:16} {value}")
     for note in teacher.notes:
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", highlight=False, markup=False)
-    facts.pop("predictions", None)
-    for name, value in facts.items():
-        out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
+    for name, value in {**teacher.describe(), **facts}.items():
+        if name != "predictions":
+            out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
     if found:
         out.print(predictions.as_table(found, facts["estimated_bytes"], gpu_hour_price))
 
