@@ -69,8 +69,9 @@ def quality(
 ) -> None:
     """Measure a run's images: labels, copies, and, beside real ones, FD, precision, coverage, KID.
 
-    Every figure stands beside its floor: the same figure with as many other real images in their place. Of a
-    student's folder, it says the accuracies.
+    Every figure stands beside its floor: the same figure with as many other real images in their place.
+
+    Of a student's folder, it says the accuracies.
     """
     from nisynth.evaluation.measure import Yardstick
     from nisynth.report.build import read_result

@@ -295,6 +295,11 @@ def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
         times = figure.value / figure.floor if figure.floor and figure.floor > 0 else 0.0
         if (figure.name, figure.layer) == ("fd", POOL) and times > FAR_FROM_REAL:
             notes.append(f"FD is {times:,.0f} times its floor: these images are far from the real ones")
+        if figure.name == "kid_x1000" and figure.floor is not None and figure.floor < -1.0:
+            notes.append(
+                "KID may fall below 0: its estimator takes images for drawn at random, and here every class"
+                " is drawn equally often"
+            )
         if (figure.name, figure.k) == ("coverage", CLASS_K) and figure.value < LEAST_COVERAGE:
             notes.append(
                 f"coverage is {figure.value:.3f}: nearly no real image has a synthetic one beside it"

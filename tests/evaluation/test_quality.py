@@ -16,7 +16,7 @@ from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.figures import Samples
 from nisynth.evaluation.networks import EmbeddingNetwork
 from nisynth.evaluation.pixels import measure_pixels
-from nisynth.evaluation.quality import Quality, measure_quality
+from nisynth.evaluation.quality import Quality, how_to_read, measure_quality
 from nisynth.storage import open_store
 from tests.command_line import nisynth
 from tests.evaluation.conftest import CLASSES, images
@@ -70,6 +70,12 @@ def test_a_collapsed_set_is_called_far_from_the_real_ones(network: EmbeddingNetw
     assert "times its floor: these images are far from the real ones" in text
     assert "coverage is 0.000" in text
     assert found.copies.near_share == 1.0
+
+
+def test_a_floor_below_zero_is_explained() -> None:
+    kid = figures.Figure("kid_x1000", "pool", 36.8, 128, 5000, floor=-14.3)
+    assert any("KID may fall below 0" in note for note in how_to_read((kid,)))
+    assert not any("KID" in note for note in how_to_read((dataclasses.replace(kid, floor=-0.1),)))
 
 
 def test_without_a_real_set_there_is_still_something_to_say(network: EmbeddingNetwork) -> None:
