@@ -103,7 +103,7 @@ def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher):
 
 def test_no_step_waits_for_the_device(teacher):
     config = NaturalInversionConfig(iterations=4)
-    with FLOAT32.arithmetic(teacher.device):
+    with FLOAT32.applied(teacher.device):
         fused = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True, normalization=True)
         assert fused.notes == []
         inversion = Inversion(InversionMethod(config, teacher, Renderer), fused, 16, FLOAT32, EAGER)
@@ -125,7 +125,7 @@ def test_fused_graphs_are_as_near_to_float32_as_separate_ones(teacher, dtype):
     separate = FusedTeacher(teacher, dtype, torch.channels_last, statistics=True)
     fused = FusedTeacher(teacher, dtype, torch.channels_last, statistics=True, **options)
     assert fused.notes == []
-    with FLOAT32.arithmetic(teacher.device):
+    with FLOAT32.applied(teacher.device):
         wanted, near, given = (values_and_gradient(graphs, dtype) for graphs in (exact, separate, fused))
     for value, other, true in zip(given, near, wanted, strict=True):
         assert error(value, true) < 1.5 * error(other, true) + 1e-3

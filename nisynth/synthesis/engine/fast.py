@@ -71,7 +71,7 @@ class FastSynthesizer:
             batch.figures["engine"] = self.describe()
             return batch
         try:
-            with self._precision.arithmetic(self._teacher.device):
+            with self._precision.applied(self._teacher.device):
                 done = within_memory(lambda: self._invert(task, on_step, start or {}))
                 if done is None:
                     self._drop()
@@ -172,7 +172,7 @@ class FastSynthesizer:
         fusible = not model.differentiates_features and dtype != torch.float32
         activations = shortcuts.activations and fusible
         try:
-            with self._precision.arithmetic(self._teacher.device):
+            with self._precision.applied(self._teacher.device):
                 fused = FusedTeacher(
                     self._teacher,
                     dtype,

@@ -61,7 +61,7 @@ class FusedTeacher:
         observing = trace_teacher(teacher, "input")
         x = _sample(teacher)
         # In IEEE float32, whatever the engine will compute in: TF32 alone differs by more than is allowed.
-        with FLOAT32.arithmetic(x.device), torch.autocast(x.device.type, enabled=False):
+        with FLOAT32.applied(x.device), torch.autocast(x.device.type, enabled=False):
             _compare(teacher, features, observing, x)
             if statistics:
                 _check_batches(teacher)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nisynth.synthesis.engine.capture import captured, compiled
 from nisynth.synthesis.engine.fused import FusedTeacher
-from nisynth.synthesis.engine.precision import Precision, untuned
+from nisynth.synthesis.engine.precision import Arithmetic, untuned
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.engine.statistics import FeatureDistribution
 from nisynth.synthesis.inversion.draws import Draws
@@ -33,7 +33,7 @@ class Inversion:
         method: InversionMethod,
         fused: FusedTeacher,
         batch_size: int,
-        precision: Precision,
+        precision: Arithmetic,
         shortcuts: Shortcuts,
     ) -> None:
         config, teacher, device = method.config, method.teacher, method.teacher.device

@@ -21,7 +21,7 @@ FLOAT16_LOSS_SCALE, FULL_SCALE_BATCH = 4096.0, 64
 
 
 @dataclass(frozen=True)
-class Precision:
+class Arithmetic:
     """An arithmetic that the device supports. loss_scale: a power of two, for the loss of large batches."""
 
     name: str
@@ -34,7 +34,7 @@ class Precision:
         return max(1.0, self.loss_scale * min(1.0, part))
 
     @contextmanager
-    def arithmetic(self, device: torch.device) -> Iterator[None]:
+    def applied(self, device: torch.device) -> Iterator[None]:
         """Runs its block on `device` with this float32 arithmetic, and restores the settings after.
 
         Matrix products stay IEEE float32 with `tf32` too: torch 2.11's compiler raises where their precision
@@ -77,16 +77,16 @@ def untuned() -> Iterator[None]:
         cudnn.benchmark = before
 
 
-FLOAT32 = Precision("float32")
+FLOAT32 = Arithmetic("float32")
 _ALL = {
     "float32": FLOAT32,
-    "tf32": Precision("tf32"),
-    "bfloat16": Precision("bfloat16", torch.bfloat16),
-    "float16": Precision("float16", torch.float16, FLOAT16_LOSS_SCALE),
+    "tf32": Arithmetic("tf32"),
+    "bfloat16": Arithmetic("bfloat16", torch.bfloat16),
+    "float16": Arithmetic("float16", torch.float16, FLOAT16_LOSS_SCALE),
 }
 
 
-def resolve(asked: str, device: torch.device) -> Precision:
+def resolve(asked: str, device: torch.device) -> Arithmetic:
     """Returns the precision that `engine.precision` names on this device.
 
     `auto` is bfloat16 where the device has units for it, else float32. Raises ConfigError, which says what

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.loop import Inversion
-from nisynth.synthesis.engine.precision import FLOAT32, Precision
+from nisynth.synthesis.engine.precision import FLOAT32, Arithmetic
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.inversion import model as model_module
 from nisynth.synthesis.inversion.draws import draw
@@ -22,7 +22,7 @@ from tests.engines import inversion_of
 
 GPU = torch.device("cuda", 0)
 STEP = Shortcuts(compiled=False, captured=False)
-BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+BFLOAT16 = Arithmetic("bfloat16", torch.bfloat16)
 
 
 class Outputs(TorchDispatchMode):

@@ -17,7 +17,7 @@ from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
 from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.loop import Inversion
-from nisynth.synthesis.engine.precision import FLOAT32, Precision
+from nisynth.synthesis.engine.precision import FLOAT32, Arithmetic
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.inversion.draws import draw
 from nisynth.teachers import load_teacher
@@ -236,10 +236,10 @@ def test_tasks_of_one_size_are_compiled_once(odd_teacher, make_task, monkeypatch
 def test_a_scaled_loss_takes_the_same_steps(odd_teacher, make_task):
     """As float16 needs it: the scale is a power of two, and Adam's epsilon is scaled along."""
     task, config = make_task(4), NaturalInversionConfig(iterations=4, latent_dim=16)
-    assert Precision("float32", loss_scale=4096.0).scale(4) == 256.0
+    assert Arithmetic("float32", loss_scale=4096.0).scale(4) == 256.0
     images = []
     for scale in (1.0, 4096.0):
-        inversion = begun(odd_teacher, task, config, precision=Precision("float32", loss_scale=scale))
+        inversion = begun(odd_teacher, task, config, precision=Arithmetic("float32", loss_scale=scale))
         for _ in range(4):
             inversion.step()
         images.append(inversion.render())

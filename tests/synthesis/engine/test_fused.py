@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nisynth.batch import Normalization
 from nisynth.synthesis.engine.activations import fuse_activations
 from nisynth.synthesis.engine.fused import FusedTeacher
-from nisynth.synthesis.engine.precision import Precision
+from nisynth.synthesis.engine.precision import Arithmetic
 from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.registry import REGISTRY
@@ -352,7 +352,7 @@ def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(monkeypa
         torch.manual_seed(0)
         teacher = wrap(build_network("resnet56", 10), input_px=32)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", forward)
-    with Precision("tf32").arithmetic(torch.device("cpu")):
+    with Arithmetic("tf32").applied(torch.device("cpu")):
         fused = FusedTeacher(teacher)
         x = images(32)
         with torch.no_grad():

@@ -61,9 +61,9 @@ def test_settings_are_as_they_were_after_the_arithmetic():
         )
 
     before = settings()
-    with resolve("float32", CPU).arithmetic(CPU):
+    with resolve("float32", CPU).applied(CPU):
         assert settings() == ("ieee", "ieee", "ieee", "ieee", True)
     assert settings() == before
-    with pytest.raises(KeyboardInterrupt), resolve("float32", CPU).arithmetic(CPU):
+    with pytest.raises(KeyboardInterrupt), resolve("float32", CPU).applied(CPU):
         raise KeyboardInterrupt
     assert settings() == before

@@ -213,24 +213,23 @@ def test_a_rival_that_changed_in_its_place_is_refused(
         Worker(config, report.fingerprint, str(tmp_path / "run"))
 
 
-@pytest.mark.slow  # 220 iterations of the shipped teacher, half of them with a second network
+@pytest.mark.slow  # 120 iterations of the shipped teacher with a second network: two minutes on one core
 def test_disagreement_rises_with_a_rival_in_the_loss_and_stays_low_without(
-    shipped_teacher: Teacher, student: Path, make_task: MakeTask
+    shipped_teacher: Teacher, shared: Path, make_task: MakeTask
 ) -> None:
-    rival = RivalConfig(weights=str(student), arch="resnet20")
-    figures = {}
+    rival = {"weights": str(shared / "teachers/cifar10_vgg11.safetensors"), "arch": "vgg11"}
+    curves, figures = {}, {}
     for weight in (0.0, 10.0):
-        config = DeepInversionConfig(iterations=110, rival=RivalConfig(**{**vars(rival), "weight": weight}))
+        config = DeepInversionConfig(iterations=60, rival=RivalConfig(**rival, weight=weight))
         synthesizer = make_synthesizer(config, FLOAT32_ENGINE, shipped_teacher, log_every=1)
-        batch = synthesizer.synthesize(make_task(32, num_classes=10))
-        figures[weight] = [1 - point["competition"] for point in batch.curve], batch.figures
-    with_rival, without = figures[10.0], figures[0.0]
-    assert with_rival[0][24] > 3 * with_rival[0][0]
-    assert with_rival[0][99] > 0.5
-    assert with_rival[1]["disagreement"] > without[1]["disagreement"]
-    assert with_rival[1]["rival_accuracy"] <= 0.15
-    pixels = shipped_teacher.normalization.to_pixels(batch.images)
-    assert shipped_teacher.accuracy(pixels, batch.labels) >= 0.95
+        batch = synthesizer.synthesize(make_task(32, num_classes=10, seed=3))
+        curves[weight] = [1 - point["competition"] for point in batch.curve]
+        figures[weight] = batch.figures
+        pixels = shipped_teacher.normalization.to_pixels(batch.images)
+        assert shipped_teacher.accuracy(pixels, batch.labels) >= 31 / 32
+    assert curves[10.0][24] > 3 * curves[10.0][0]
+    assert figures[10.0]["disagreement"] > 2 * figures[0.0]["disagreement"]
+    assert figures[10.0]["rival_accuracy"] <= 0.05 < figures[0.0]["rival_accuracy"]
 
 
 def test_a_rival_without_metadata_is_taken_to_see_what_the_teacher_sees(
