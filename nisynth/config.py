@@ -211,7 +211,8 @@ def _section(name: str, values: Any, owner: type) -> Any:
         # JSON mode: strict about types (no "256" for 256), yet a list may fill a tuple.
         return pydantic.TypeAdapter(owner).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
-        raise ConfigError("; ".join(_describe(name, e) for e in error.errors()[:3])) from None
+        lines = dict.fromkeys(_describe(name, e) for e in error.errors())
+        raise ConfigError("; ".join(list(lines)[:3])) from None
 
 
 def _check_nested(values: Mapping[str, Any], owner: type, prefix: str) -> None:
@@ -225,7 +226,10 @@ def _check_nested(values: Mapping[str, Any], owner: type, prefix: str) -> None:
 
 
 def _describe(section: str, error: Any) -> str:
-    place = ".".join([*([section] if section else []), *(str(part) for part in error["loc"])])
+    parts = [*([section] if section else []), *error["loc"]]
+    place = ".".join(map(str, parts))
+    if error["type"] == "missing" and isinstance(parts[-1], int):  # the second of three numbers, say
+        return f"{'.'.join(map(str, parts[:-1]))}: {error['input']!r} has too few values"
     if error["type"] == "missing":
         return f"{place}: missing"
     return f"{place}: {error['input']!r}: {error['msg'].removeprefix('Input ')}"

@@ -63,6 +63,7 @@ def test_the_five_configs_of_the_design_ship() -> None:
         ({}, ["run.num_images"], "write section.key=value"),
         ({}, ["run.num_images.x=1", "run.num_images=3"], "run.num_images: {'x': 1}"),
         ({"teacher": {}}, [], "teacher.arch: missing"),
+        ({"teacher": {"arch": "resnet20", "mean": [0.5]}}, [], "teacher.mean: [0.5] has too few values"),
     ],
 )
 def test_each_mistake_has_one_line(values: dict[str, Any], overrides: list[str], message: str) -> None:
