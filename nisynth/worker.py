@@ -25,6 +25,8 @@ from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
 from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
+from nisynth.synthesis.diagnosis import what_to_change
+from nisynth.synthesis.judgement import Judgement, judge
 from nisynth.teachers import load_teacher
 
 
@@ -109,8 +111,8 @@ class Worker:
             clock, started_at = _Stopwatch(), time.time()
             if on_step is not None:
                 on_step(0, {})
-            batch, accuracy = self._synthesize(index, on_step, clock)
-        refused = self._refused(index, accuracy)
+            batch, judgement = self._synthesize(index, on_step, clock)
+        refused = self._refused(batch, judgement)
         if refused is not None and index != CANARY:
             raise refused
         data = encode(batch, self.config.output, self.teacher.normalization, self.teacher.classes)
@@ -118,7 +120,7 @@ class Worker:
         try:
             shard = self.run.put_shard(index, attempt, data)
             clock.lap("put")
-            commit = self._record(batch, attempt, shard, data, accuracy, clock, started_at)
+            commit = self._record(batch, attempt, shard, data, judgement, clock, started_at)
             if refused is not None:
                 reject(self.run, commit, str(refused))
         except StorageError:
@@ -135,29 +137,30 @@ class Worker:
 
     def _synthesize(
         self, index: int, on_step: StepCallback | None, clock: "_Stopwatch"
-    ) -> tuple[ImageBatch, float]:
-        """Returns the batch of a task, and the accuracy of the teacher, 0..1, on its decoded images."""
+    ) -> tuple[ImageBatch, Judgement]:
+        """Returns the batch of a task, and the teacher's judgement of its decoded images."""
         try:
             batch = self.synthesizer.synthesize(self.plan[index], on_step)
             clock.lap("synthesize")
             images, labels = batch.kept
             pixels = self.teacher.normalization.to_pixels(images, self.config.output.pixels)
-            accuracy = self.teacher.accuracy(pixels.to(self.device), labels.to(self.device))
+            judgement = judge(self.teacher, pixels, labels)
         except NisynthError:
             raise
         except Exception as error:  # anyone's network runs in there, and may raise anything
             raise TaskFailure("raised", f"task {index}: {one_line(error)}", traceback.format_exc()) from error
         clock.lap("judge")
-        return batch, accuracy
+        return batch, judgement
 
-    def _refused(self, index: int, accuracy: float) -> TaskFailure | None:
+    def _refused(self, batch: ImageBatch, judgement: Judgement) -> TaskFailure | None:
         gate = self.config.execution.quality_gate
-        if accuracy >= gate:
+        if judgement.teacher_accuracy >= gate:
             return None
+        cure = what_to_change(batch.curve, judgement, self.teacher.num_classes, self.config.method)
         return TaskFailure(
             "quality_gate",
-            f"task {index}: the teacher recognises {accuracy:.1%} of the decoded images,"
-            f" under execution.quality_gate {gate:.1%}; check teacher.mean/std and method.iterations",
+            f"task {batch.task.index}: the teacher recognises {judgement.teacher_accuracy:.1%} of the decoded"
+            f" images, under execution.quality_gate {gate:.1%}; {cure}",
         )
 
     def _record(
@@ -166,11 +169,11 @@ class Worker:
         attempt: str,
         shard: str,
         data: bytes,
-        accuracy: float,
+        judgement: Judgement,
         clock: "_Stopwatch",
         started_at: float,
     ) -> Commit:
-        figures = {**batch.figures, "teacher_accuracy": accuracy}
+        figures = {**batch.figures, **judgement._asdict()}
         if self.synthesizer.notes:  # what the engine could not do on this machine
             figures["engine_notes"] = list(self.synthesizer.notes)
         timings_s = clock.laps | batch.timings_s

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -19,7 +19,9 @@ from nisynth.execution.run import run as carry_out
 from nisynth.plan import make_plan
 from nisynth.progress import format_seconds, printable, shown_shards
 from nisynth.storage import open_store
-from nisynth.synthesis import load_artefacts
+from nisynth.synthesis import METHODS, load_artefacts
+from nisynth.synthesis.diagnosis import balance
+from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.teachers import architectures, load_teacher
 
 ConfigArgument = Annotated[
@@ -84,14 +86,16 @@ def plan(
         facts["predictions"] = predictions.as_documents(found, gpu_hour_price)
     if gantt and found:
         predictions.draw(found[-1], gantt)
+    inverts = METHODS[resolved.method.name].uses_engine
+    losses = balance(teacher, cast(InversionConfig, resolved.method), planned.batch_size) if inverts else {}
     if as_json:
-        understood = {**teacher.describe(), "notes": list(teacher.notes)}
+        understood = {**teacher.describe(), **losses, "notes": list(teacher.notes)}
         out.print_json(json.dumps({**facts, "teacher": understood, "identity": planned.identity}))
         return
     _note_last_batch(resolved)
     for note in teacher.notes:
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", highlight=False, markup=False)
-    for name, value in {**teacher.describe(), **facts}.items():
+    for name, value in {**teacher.describe(), **losses, **facts}.items():
         if name != "predictions":
             out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
     if found:

@@ -17,7 +17,7 @@ from nisynth.progress import format_seconds, printable
 
 
 def describe(found: Status) -> list[str]:
-    """Returns a status in two lines, and a third for a canary that failed the quality gate."""
+    """Returns a status in two lines, then the images' quality or a canary that failed."""
     eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
     state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
     counts = (
@@ -25,7 +25,13 @@ def describe(found: Status) -> list[str]:
         f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
     )
     canary = f"the canary failed: {found.canary}; `nisynth preview {found.url}` draws its images"
-    return [f"{found.url}: {state}", counts, *([canary] if found.canary else [])]
+    lines = [f"{found.url}: {state}", counts, *([canary] if found.canary else [])]
+    if found.teacher_accuracy is not None and found.r_bn_in_y is not None:
+        lines.append(
+            f"in the last commits the teacher recognises {found.teacher_accuracy:.1%} of the images,"
+            f" and R_BN is {found.r_bn_in_y:.2f} Y (real images: 0.3-0.7)"
+        )
+    return lines
 
 
 def follow(

@@ -81,7 +81,7 @@ class Commit:
     """The shard's manifest: the record that makes one attempt's shard part of the run.
 
     bytes, sha256: of the shard object. curve: loss terms by iteration. figures: quality, such as
-    `teacher_accuracy`. timings_s: seconds by stage. worker: host/pid, empty where an older version did not
+    `teacher_accuracy` and `r_bn_in_y`. timings_s: seconds by stage. worker: host/pid, empty where not
     record it. started_at, finished_at: Unix seconds by the worker's clock when its compute began (0 where
     not recorded) and when it ended, for people and progress only; no decision reads them.
     """
@@ -145,6 +145,7 @@ class Commit:
             self.started_at,
             self.finished_at,
             self.figures.get("teacher_accuracy", 0.0),
+            self.figures.get("r_bn_in_y", 0.0),
             *self.timings_s.values(),
         ]
         for point in self.curve:
@@ -152,7 +153,7 @@ class Commit:
                 return "curve is not a list of points"
             numbers += point.values()
         if not all(_is_number(number) for number in numbers):
-            return "curve, timings_s, started_at, finished_at or teacher_accuracy hold what is no number"
+            return "curve, timings_s, a time or a figure hold what is no number"
         return None
 
 

@@ -1,7 +1,8 @@
 """How far a run is, from its storage alone: a few listings, never an image."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nisynth.commits.parallel import in_parallel
@@ -17,9 +18,11 @@ PATIENCE = 5
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run. `eta_s`: at the pace of the last commits; 0 when complete, None when unknown.
+    """The state of a run.
 
-    canary: why task 0 failed the quality gate, while it is not committed.
+    eta_s: at the pace of the last commits; 0 when complete, None when unknown. canary: why task 0 failed the
+    quality gate, while it is not committed. teacher_accuracy, r_bn_in_y: medians over the last commits (at
+    most 32), None where there are none or they do not say.
     """
 
     url: str
@@ -31,6 +34,8 @@ class Status:
     complete: bool
     eta_s: float | None
     canary: str = ""
+    teacher_accuracy: float | None = None
+    r_bn_in_y: float | None = None
 
     @property
     def settled(self) -> bool:
@@ -46,6 +51,7 @@ def status(run: Run) -> Status:
     complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
     rejected = None if committed else read_rejected(run)
+    latest = _latest(run, committed)
     return Status(
         url=run.store.url,
         fingerprint=run.plan.fingerprint,
@@ -54,8 +60,10 @@ def status(run: Run) -> Status:
         quarantined=len(quarantined),
         images=sum(run.plan.rows(task) for task in committed),
         complete=complete,
-        eta_s=0.0 if complete else _eta_s(run, committed, left),
+        eta_s=0.0 if complete else _eta_s(latest, left),
         canary="" if rejected is None else rejected.message,
+        teacher_accuracy=_median(latest, "teacher_accuracy"),
+        r_bn_in_y=_median(latest, "r_bn_in_y"),
     )
 
 
@@ -88,7 +96,7 @@ def watch(
         sleep(every_s)
 
 
-def _eta_s(run: Run, committed: set[int], left: int) -> float | None:
+def _latest(run: Run, committed: set[int]) -> list[Commit]:
     def read(task: int) -> Commit | None:
         try:
             return run.read(task)
@@ -96,7 +104,16 @@ def _eta_s(run: Run, committed: set[int], left: int) -> float | None:
             return None
 
     commits = in_parallel(read, sorted(committed)[-SAMPLE:])
-    times = [commit.finished_at for commit in commits if commit is not None and commit.finished_at > 0]
+    return [commit for commit in commits if commit is not None]
+
+
+def _median(commits: Sequence[Commit], name: str) -> float | None:
+    values = [float(commit.figures[name]) for commit in commits if name in commit.figures]
+    return statistics.median(values) if values else None
+
+
+def _eta_s(commits: Sequence[Commit], left: int) -> float | None:
+    times = [commit.finished_at for commit in commits if commit.finished_at > 0]
     if len(times) < 2 or max(times) <= min(times):
         return None
     return round(left * (max(times) - min(times)) / (len(times) - 1), 1)

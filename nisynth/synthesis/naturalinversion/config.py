@@ -49,6 +49,8 @@ class NaturalInversionConfig:
     tv: `l2`, the norms of Eq. 4, or `l1`, see `total_variation`; give that one a weight of its own.
     rival: a student to compete with (`RivalConfig`): the paper's "NaturalInversion + ADI", whose weight it
         does not state.
+    alpha_mean: alpha begins as N(alpha_mean, alpha_mean / 5), 5 in the paper: far outside of what a pixel can
+        be, which short runs do not make good. 2 begins within it.
     select: `best` renders the iterate of lowest loss, `last` that of the last iteration (Algorithm 1).
     """
 
@@ -63,7 +65,7 @@ class NaturalInversionConfig:
     l2_weight: float = 1.5e-5
     rescale_priors: bool = True
     first_bn_multiplier: float = 1.0
-    bn_scale: BNScale = field(default="published", metadata={"added_later": True, "before": "published"})
+    bn_scale: BNScale = field(default="teacher", metadata={"added_later": True, "before": "published"})
     bn_slack: float = field(default=0.0, metadata={"added_later": True})
     jitter_px: int = 2
     flip: bool = True
@@ -73,6 +75,7 @@ class NaturalInversionConfig:
     pyramid: bool = field(default=True, metadata={"added_later": True})
     scaling: bool = field(default=True, metadata={"added_later": True})
     tv: TVForm = field(default="l2", metadata={"added_later": True})
+    alpha_mean: float = field(default=5.0, metadata={"added_later": True})
     rival: RivalConfig | None = field(default=None, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ _RATES_AND_WEIGHTS = (
     "lr_generator",
     "lr_pyramid",
     "lr_alpha",
+    "alpha_mean",
     "bn_weight",
     "tv_weight",
     "l2_weight",

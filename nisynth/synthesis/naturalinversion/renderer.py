@@ -34,7 +34,7 @@ class Renderer(ImageModel):
         taps = [MapSize(tap.channels, tap.side_px) for tap in teacher.taps]
         self.generator = Generator(teacher.num_classes, teacher.input_px, config.latent_dim)
         self.pyramid = FeatureTransferPyramid(taps, teacher.input_px, config.head) if config.pyramid else None
-        self.scaling = AdaptiveChannelScaling(batch_size) if config.scaling else None
+        self.scaling = AdaptiveChannelScaling(batch_size, config.alpha_mean) if config.scaling else None
         self.register_buffer("z", torch.empty((batch_size, config.latent_dim)))
 
     def forward(self, y: Tensor, jitter: Tensor | None = None, by: Acceleration | None = None) -> Tensor:

@@ -5,15 +5,17 @@ from torch import Tensor, nn
 
 from nisynth.synthesis.inversion.initialization import Weights
 
-INITIAL_MEAN, INITIAL_STD = 5.0, 1.0
+SPREAD = 0.2
+"""The standard deviation of the initial alpha over its mean: N(5, 1) in the paper."""
 
 
 class AdaptiveChannelScaling(nn.Module):
-    """alpha `(B, 3, 1, 1)`, initially N(5, 1), times the image."""
+    """alpha `(B, 3, 1, 1)`, initially N(mean, mean / 5), times the image; 5 in the paper."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, mean: float = 5.0) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.full((batch_size, 3, 1, 1), INITIAL_MEAN))
+        self._mean = mean
+        self.alpha = nn.Parameter(torch.full((batch_size, 3, 1, 1), mean, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns alpha * images, `(B, 3, H, W)`."""
@@ -21,4 +23,5 @@ class AdaptiveChannelScaling(nn.Module):
 
     def draw_weights(self, rng: torch.Generator) -> Weights:
         """Returns a fresh initial alpha."""
-        return {"alpha": torch.empty(self.alpha.shape).normal_(INITIAL_MEAN, INITIAL_STD, generator=rng)}
+        alpha = torch.empty(self.alpha.shape).normal_(self._mean, SPREAD * self._mean, generator=rng)
+        return {"alpha": alpha}

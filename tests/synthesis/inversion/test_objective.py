@@ -22,7 +22,8 @@ def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher
             count += 1
         a = block(a)
     assert count == sum(isinstance(m, nn.BatchNorm2d) for m in odd_teacher.network.modules()) == 6
-    terms = losses(image_terms(NaturalInversionConfig(), odd_teacher), odd_teacher, x, torch.arange(4))
+    config = NaturalInversionConfig(bn_scale="published")
+    terms = losses(image_terms(config, odd_teacher), odd_teacher, x, torch.arange(4))
     assert float(terms["r_bn"]) == pytest.approx(expected, rel=1e-5)
 
 

@@ -1,0 +1,87 @@
+"""Before a run: how its losses balance. After a batch that failed: which never fell, and what to change."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nisynth.synthesis.inversion.bn_scale import sampling_noise
+from nisynth.synthesis.inversion.config import InversionConfig
+from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution
+from nisynth.synthesis.judgement import Judgement
+from nisynth.teachers import Teacher
+
+NOISE_IMAGES = 32
+"""Of N(0, 1), on which the balance of the losses is measured: what an inversion begins with, nearly."""
+
+UNSETTLED_CE = 0.25
+"""Of ln C, which guessing gives: above it, the images of a batch are not yet of their classes."""
+UNSETTLED_R_BN = 2.0
+"""In units of Y: above it, the statistics are not yet those of the teacher's training (noise: 4-25)."""
+
+
+def what_to_change(
+    curve: Sequence[Mapping[str, float]], judgement: Judgement, num_classes: int, method: Any
+) -> str:
+    """Returns which loss term of an unrecognised batch never fell, and what to change, in one line.
+
+    curve: the batch's loss terms by iteration, with `ce` and `r_bn` where the method has them.
+    method: its config.
+    """
+    settings = "teacher.mean/std (the teacher's own, in units of pixel value / 255)"
+    if not curve or "ce" not in curve[-1]:
+        return f"check {settings}"
+    chance, r_bn = math.log(num_classes), judgement.r_bn_in_y
+    ce = curve[-1]["ce"]
+    matched = f"R_BN is {r_bn:.1f} Y (real images: 0.3-0.7)"
+    if ce < UNSETTLED_CE * chance:
+        return (
+            f"the loss saw other images than these: its cross-entropy fell to {ce:.2f}, and {matched}; "
+            f"check {settings} and output.pixels"
+        )
+    never_fell = f"cross-entropy never fell: {curve[0]['ce']:.2f} -> {ce:.2f} (guessing: {chance:.2f})"
+    if r_bn > UNSETTLED_R_BN:
+        return (
+            f"neither {never_fell.replace(' never fell', '')} nor R_BN fell far enough ({matched}); "
+            f"raise method.iterations ({getattr(method, 'iterations', '?')}), and check {settings}"
+        )
+    return f"{never_fell}, while {matched}; {_less_r_bn(method)}, or raise method.iterations"
+
+
+def _less_r_bn(method: Any) -> str:
+    weight = getattr(method, "bn_weight", 0.0)
+    if getattr(method, "bn_scale", "teacher") == "published":
+        return "set method.bn_scale to teacher"
+    return f"lower method.bn_weight from {weight:g} to {weight / 3:.2g}"
+
+
+def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[str, str]:
+    """Returns, in words, the teacher's yardstick Y and how CE and R_BN pull at noise: one backward pass each.
+
+    The shares are of the norms of both gradients by the image, each with its weight.
+    """
+    noise = sampling_noise(teacher.batch_norms)
+    rng = torch.Generator().manual_seed(0)
+    size = (NOISE_IMAGES, 3, teacher.input_px, teacher.input_px)
+    x = torch.randn(size, generator=rng).to(teacher.device).requires_grad_()
+    labels = torch.arange(NOISE_IMAGES, device=teacher.device) % teacher.num_classes
+    logits, inputs = teacher.logits_and_bn_inputs(x)
+    r_bn = feature_distribution(
+        inputs,
+        teacher.batch_norms,
+        first_bn_multiplier=method.first_bn_multiplier,
+        bn_scale=method.bn_scale,
+        slack=method.bn_slack,
+    )
+    raw = feature_distribution([value.detach() for value in inputs], teacher.batch_norms)
+    (of_ce,) = torch.autograd.grad(cross_entropy(logits, labels), x, retain_graph=True)
+    (of_r_bn,) = torch.autograd.grad(method.bn_weight * r_bn, x)
+    ce, bn = float(of_ce.norm()), float(of_r_bn.norm())
+    weights = f"ce 1, r_bn {method.bn_weight:g}, tv {method.tv_weight:g}, l2 {method.l2_weight:g}"
+    return {
+        "Y": f"{noise.y(batch_size):.3g} at batch size {batch_size}",
+        "R_BN of noise": f"{float(raw) / noise.y(NOISE_IMAGES):.1f} Y at batch size {NOISE_IMAGES}",
+        "weights": f"{weights}, bn_scale {method.bn_scale}",
+        "gradient": f"{bn / (ce + bn):.0%} R_BN, {ce / (ce + bn):.0%} cross-entropy, on noise",
+    }
