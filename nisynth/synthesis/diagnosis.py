@@ -1,6 +1,8 @@
 """Before a run: how its losses balance. After a batch that failed: which never fell, and what to change."""
 
+import contextlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +68,8 @@ def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[
     size = (NOISE_IMAGES, 3, teacher.input_px, teacher.input_px)
     x = torch.randn(size, generator=rng).to(teacher.device).requires_grad_()
     labels = torch.arange(NOISE_IMAGES, device=teacher.device) % teacher.num_classes
-    logits, inputs = teacher.logits_and_bn_inputs(x)
+    with contextlib.redirect_stdout(sys.stderr):  # a network's prints would break `plan --json`
+        logits, inputs = teacher.logits_and_bn_inputs(x)
     r_bn = feature_distribution(
         inputs,
         teacher.batch_norms,

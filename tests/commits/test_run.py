@@ -163,7 +163,7 @@ def test_keys_of_others_are_ignored(store: Store, plan: Plan) -> None:
         ({"started_at": "noon"}, "a time or a figure hold what is no number"),
         ({"worker": 7}, "worker is not str"),
         ({"finished_at": 10**400}, "a time or a figure hold what is no number"),
-        ({"timings_s": {"put": float("inf")}}, "timings_s, started_at, finished_at"),
+        ({"timings_s": {"put": float("inf")}}, "curve, timings_s, a time or a figure"),
         ({"curve": [3]}, "curve is not a list of points"),
         ({"curve": [{"iteration": 1, "total": "\x1b[2J"}]}, "curve, timings_s"),
     ],
