@@ -40,12 +40,13 @@ class WeedServer:
     ports: dict[str, int]
     bucket: str = BUCKET
     certificate: tuple[Path, Path] | None = None
+    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
     def endpoint(self) -> str:
         scheme = "https" if self.certificate else "http"
-        return f"{scheme}://127.0.0.1:{self.ports['s3']}"
+        return f"{scheme}://{self.address}:{self.ports['s3']}"
 
     @property
     def url(self) -> str:
@@ -104,8 +105,8 @@ class WeedServer:
     def _command(self) -> list[str]:
         options = {
             "dir": self.folder / "data",
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
+            "ip": self.address,
+            "ip.bind": self.address,
             "s3.config": self.folder / "s3.json",
             "s3.localSocket": self.folder / "s3.sock",
             "s3.port.iceberg": 0,
@@ -148,14 +149,16 @@ def weed_is_installed() -> bool:
     return Path(sys.executable).with_name("weed").exists()
 
 
-def start_weed(folder: Path, *, certificate: tuple[Path, Path] | None = None) -> WeedServer:
+def start_weed(
+    folder: Path, *, certificate: tuple[Path, Path] | None = None, address: str = "127.0.0.1"
+) -> WeedServer:
     """Returns a running server that keeps its data below `folder`. Raises RuntimeError.
 
-    `certificate` (certificate file, key file) makes it speak https.
+    `certificate` (certificate file, key file) makes it speak https. address: where it listens.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for attempt in range(3):
-        server = WeedServer(folder, _free_ports(), certificate=certificate)
+        server = WeedServer(folder, _free_ports(), certificate=certificate, address=address)
         try:
             server.start()
         except RuntimeError:

@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
     chosen = [s for s in SCENARIOS if not words or any(word in s.name for word in words)]
     began_s, rows = time.monotonic(), list[Row]()
     with opened() as world:
-        reference(world)
+        reference(world.folder, world.environment)
         print_row(list(COLUMNS))
         for scenario in chosen:
             rows.append(play(scenario, world))

@@ -1,6 +1,7 @@
 """One trial: a run, disturbed, repeated until it is complete, and then judged against an undisturbed one."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nisynth.commits import Run
 from nisynth.commits.audit import gc, verify
 from nisynth.commits.seal import read_commits, read_manifest
 from nisynth.config import RunConfig
+from nisynth.storage.local import LocalStore
 from tests.chaos.drivers import Ended, run_apart, run_here
 from tests.chaos.injectors import Injector
 from tests.chaos.scenarios import Scenario, Trial
@@ -65,17 +67,15 @@ def play(scenario: Scenario, world: World, trials: tuple[Trial, ...] | None = No
     return row
 
 
-def reference(world: World) -> dict[int, str]:
-    """Returns the sha256 of every task's shard in a run that nothing disturbs; made once per world."""
-    folder = world.folder / "undisturbed"
+def reference(where: Path, environment: Mapping[str, str]) -> dict[int, str]:
+    """Returns the sha256 of every task's shard in a run that nothing disturbs; made once per folder."""
+    folder = where / "undisturbed"
     if not folder.exists():
         (folder / "faults").mkdir(parents=True)
-        path = _write_config(folder, workers=1)
-        ended = run_apart(
-            ["run", str(path), "--store", str(folder / "run")], world.environment, folder / "log"
-        )
+        path = write_config(folder, workers=1)
+        ended = run_apart(["run", str(path), "--store", str(folder / "run")], environment, folder / "log")
         assert ended.code == 0, ended.words
-    return _digests(Run.open(world.store(str(folder / "run"))))
+    return _digests(Run.open(LocalStore(str(folder / "run"))))
 
 
 def chaos_config(folder: Path, workers: int) -> RunConfig:
@@ -93,7 +93,7 @@ class _Play:
         self.scenario, self.trial, self.world, self.folder = scenario, trial, world, folder
         self.injector: Injector = trial.inject()
         self.url = world.new_url(trial.store, folder)
-        self.config = _write_config(folder, self.injector.workers if trial.executor == "ray" else 1)
+        self.config = write_config(folder, self.injector.workers if trial.executor == "ray" else 1)
         self.drivers: list[Ended] = []
 
     def into(self, row: Row) -> None:
@@ -161,7 +161,7 @@ class _Play:
         run = Run.open(store)
         codes = tuple(driver.code for driver in self.drivers)
         words = "\n".join(driver.words for driver in self.drivers)
-        problems = list(_damage(row, run, witness, reference(self.world)))
+        problems = damage(row, run, reference(self.world.folder, self.world.environment), witness.changed())
         if codes not in self.scenario.codes:
             problems.append(f"exit codes {codes}")
         if self.scenario.says not in self.drivers[0].words:
@@ -174,14 +174,17 @@ class _Play:
         row.problems += [f"{row.name} ({where}): {problem}: {words[-1500:]}" for problem in problems]
 
 
-def _damage(row: Row, run: Run, witness: Witness, wanted: dict[int, str]) -> list[str]:
-    """Counts into the row what was lost, doubled or spoilt; returns it in words, too."""
+def damage(row: Row, run: Run, wanted: dict[int, str], changed: int = 0) -> list[str]:
+    """Counts into the row what was lost, doubled or spoilt; returns it in words, too.
+
+    wanted: each task's sha256 in an undisturbed run. changed: commits that were seen and then changed.
+    """
     planned = set(range(run.plan.num_tasks))
     found = _digests(run)
     verdict = verify(run, deep=True)
     listed = [line.task for line in read_manifest(run)] if run.is_sealed() else []
     lost = len(planned - found.keys()) + len(planned - set(listed))
-    duplicates = len(listed) - len(set(listed)) + witness.changed()
+    duplicates = len(listed) - len(set(listed)) + changed
     wrong = {problem.task for problem in verdict.problems}
     wrong |= {task for task, digest in found.items() if digest != wanted[task]}
     gc(run)
@@ -197,7 +200,8 @@ def _digests(run: Run) -> dict[int, str]:
     return {commit.task: commit.sha256 for commit in read_commits(run)}
 
 
-def _write_config(folder: Path, workers: int) -> Path:
+def write_config(folder: Path, workers: int) -> Path:
+    """Writes `chaos_config` into the folder and returns the file."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(chaos_config(folder, workers).to_dict()))
     return path
