@@ -79,10 +79,10 @@ class Network:
 
     def processes(self, host: str) -> set[int]:
         """Returns the ids of all processes of a host but this one."""
-        found = subprocess.run(
-            ["ip", "netns", "pids", self._namespace(host)], capture_output=True, text=True, check=True
-        )
-        return {int(word) for word in found.stdout.split()} - {os.getpid()}
+        command = ["ip", "netns", "pids", self._namespace(host)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+            words = asking.communicate()[0].split()
+        return {int(word) for word in words} - {os.getpid(), asking.pid}
 
     def crash(self, host: str) -> None:
         """Ends all processes of a host, as a power cut would."""
@@ -95,8 +95,7 @@ class Network:
     def stop(self) -> None:
         """Ends every process and takes the namespaces away."""
         for host in self.addresses:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                self.crash(host)
+            self.crash(host)
         if self._switch is not None:
             assert self._switch.stdin is not None
             assert self._switch.stdout is not None
