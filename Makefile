@@ -22,6 +22,7 @@ proofs: install
 
 chaos: install
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.hosts
 
 check: static test
 
