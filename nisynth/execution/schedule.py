@@ -33,8 +33,9 @@ class Rules:
 
     failures, deaths: of one task, before it is quarantined. slot_failures: in a row, before the worker
     is replaced. slot_deaths: in a row, before the slot is given up. storage_failures: with no success
-    between, before the run ends. The deadline of a task is max(deadline_floor_s, deadline_factor * p95),
-    a straggler one that takes over max(duplicate_floor_s, duplicate_factor * median).
+    between, before the run ends; a worker whose storage failed gets nothing for storage_pause_s while
+    another's works, and the run goes on. The deadline of a task is max(deadline_floor_s, deadline_factor *
+    p95), a straggler one that takes over max(duplicate_floor_s, duplicate_factor * median).
     """
 
     max_failed_tasks: int = 0
@@ -44,6 +45,7 @@ class Rules:
     slot_failures: int = 3
     slot_deaths: int = 4
     storage_failures: int = 6
+    storage_pause_s: float = 60.0
     deadline_floor_s: float = 600.0
     deadline_factor: float = 5.0
     duplicate_floor_s: float = 10.0
@@ -60,6 +62,8 @@ class _Slot:
     since_s: float = 0.0
     failures: int = 0
     deaths: int = 0
+    storage_failures: int = 0
+    storage_failed_s: float = 0.0
     last: str = "has not started"
 
     @property
@@ -155,7 +159,7 @@ class Scheduler:
         duration_s: None when the worker found the commit there and did not compute.
         """
         slot = self._slots[attempt.slot]
-        slot.failures = slot.deaths = 0
+        slot.failures = slot.deaths = slot.storage_failures = 0
         self._sick.discard(attempt.slot)
         self._storage_failures.clear()
         if duration_s is not None:
@@ -171,7 +175,7 @@ class Scheduler:
         if slot.failures >= self.rules.slot_failures:
             self._sick.add(attempt.slot)
         if kind == "storage":
-            self.storage_failed(message)
+            self._storage_failed_in(slot, message, now_s)
         if kind == "quality_gate" and attempt.task == 0 and self._canary_pending:
             self._canary_failed = TaskFailure(
                 kind, f"{message} (task 0 is the canary: nothing else was started)"
@@ -192,7 +196,7 @@ class Scheduler:
         self._sick.discard(number)
         self._file(number)
         if kind == "storage":
-            self.storage_failed(message)
+            self._storage_failed_in(slot, message, now_s)
         slot.deaths += kind not in BLAMELESS
         # Only the task that held the compute lock can have killed the worker or have run over its deadline.
         culprit = slot.computing if kind in DEATHS else None
@@ -219,15 +223,26 @@ class Scheduler:
         for task in tasks:
             self.ledger.settle(task, QUARANTINED)
 
+    def _storage_failed_in(self, slot: _Slot, message: str, now_s: float) -> None:
+        slot.storage_failures += 1
+        slot.storage_failed_s = now_s
+        self.storage_failed(message)
+
     def storage_failed(self, message: str) -> None:
         """Learns that the store failed somebody."""
         self._storage_failures.append(message)
 
     def assign(self, now_s: float) -> list[Attempt]:
-        """Returns the attempts to start now, an idle worker's first task before any worker's second."""
+        """Returns the attempts to start now, an idle worker's first task before any worker's second.
+
+        A worker whose storage just failed waits while that of another one works: the fault may be its
+        machine's alone (a wrong clock, a cut line), and then the others can do what it cannot.
+        """
         started = []
         for numbers in self._free:
-            for number in sorted(numbers) if self._work_waits else ():
+            for number in sorted(numbers, key=self._doubt) if self._work_waits else ():
+                if self._waits_for_its_storage(number, now_s):
+                    continue
                 task = self._next_task(number)
                 if task is not None:
                     started.append(self._begin(task, number, now_s))
@@ -256,7 +271,8 @@ class Scheduler:
             )
         if self.done:
             return
-        if len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live):
+        many = len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live)
+        if many and all(self._slots[number].storage_failures for number in self._live):
             raise StorageError(self._storage_failures[-1])
         if all(slot.given_up for slot in self._slots):
             raise Stalled(f"{self.ledger.num_left} tasks left and every worker given up; {self._last_words}")
@@ -294,6 +310,15 @@ class Scheduler:
         task = next((task for task in self.ledger.queue() if self._may_run(task, number)), None)
         record = self.ledger.records.get(-1 if task is None else task)
         return None if aboard and record and record.alone else task
+
+    def _waits_for_its_storage(self, number: int, now_s: float) -> bool:
+        slot = self._slots[number]
+        if not slot.storage_failures or now_s - slot.storage_failed_s > self.rules.storage_pause_s:
+            return False
+        return any(not self._slots[other].storage_failures for other in self._live)
+
+    def _doubt(self, number: int) -> tuple[int, int]:
+        return self._slots[number].storage_failures, number
 
     def _may_run(self, task: int, number: int) -> bool:
         """A task that failed in this slot goes elsewhere, as long as there is an elsewhere."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nisynth.errors import Stalled
-from nisynth.execution.schedule import Scheduler
+from nisynth.errors import Stalled, StorageError
+from nisynth.execution.schedule import Rules, Scheduler
 from tests.schedulers import fail_until_condemned, make, only, run_out
 
 
@@ -43,6 +43,41 @@ class TestApplicationFailures:
             (attempt,) = scheduler.assign(0.0)
             scheduler.failed(attempt, kind, kind, 0.0)
         assert not scheduler.condemned
+
+    def test_a_run_begins_on_a_worker_whose_storage_works(self) -> None:
+        scheduler = Scheduler(10, 2, Rules(), seed=0, now_s=0.0)
+        for slot in (0, 1):
+            scheduler.joined(slot, 0.0)
+        (canary,) = scheduler.assign(0.0)
+        scheduler.failed(canary, "storage", "this machine's clock and the server's differ too much", 0.0)
+        (again,) = scheduler.assign(0.0)
+        assert (canary.task, again.task) == (0, 0)
+        assert {canary.slot, again.slot} == {0, 1}
+
+    def test_one_worker_without_storage_does_not_end_a_run_that_another_can_do(self) -> None:
+        scheduler, broken = make(num_tasks=10, num_slots=2, in_flight=1), 0
+        for turn in range(200):
+            now_s = 100.0 * turn  # longer than the pause: it is tried again and again
+            slow = turn % 10 < 9
+            for attempt in scheduler.assign(now_s):
+                if attempt.slot == 0:
+                    broken += 1
+                    scheduler.failed(attempt, "storage", "the clocks differ", now_s)
+                elif slow:
+                    scheduler.failed(attempt, "unavailable", "", now_s)
+                else:
+                    scheduler.finished(attempt, 1.0, now_s)
+            scheduler.check(now_s)
+        assert scheduler.done
+        assert broken > 12
+
+    def test_a_run_ends_when_no_worker_has_storage(self) -> None:
+        scheduler = make(num_tasks=40, num_slots=2)
+        for _ in range(4):
+            for attempt in scheduler.assign(0.0):
+                scheduler.failed(attempt, "storage", "unreachable", 0.0)
+        with pytest.raises(StorageError, match="unreachable"):
+            scheduler.check(0.0)
 
     def test_a_worker_on_which_three_tasks_in_a_row_fail_is_replaced(self):
         scheduler = make(num_tasks=40, num_slots=2, in_flight=1)

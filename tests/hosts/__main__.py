@@ -80,7 +80,8 @@ class Play:
         driver = self.world.network.spawn("head", command, self.world.environment, self.log)
         try:
             if harm is not None:
-                self._hold_both_nodes()
+                if not self.scenario.skewed:
+                    self._hold_both_nodes()
                 harm(self)
             driver.wait(DRIVER_LIMIT_S)
         except (TimeoutError, subprocess.TimeoutExpired) as error:
