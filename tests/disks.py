@@ -4,6 +4,7 @@ A command runs in a mount namespace of its own, where a small tmpfs lies over a 
 sees it, and it goes when the command ends.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +28,15 @@ def run_on_small_disk(
         text=True,
         timeout=timeout_s,
     )
+
+
+def forbid_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Makes every hard link fail with this errno: EPERM as on exFAT, EOPNOTSUPP as on some network disks."""
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", fail)
 
 
 def _require_mounts(folder: Path) -> None:

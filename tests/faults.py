@@ -5,6 +5,7 @@ passes everything else through unchanged, `Host` header included, so the client'
 where it has to change signed headers it signs the request again with the test credentials.
 """
 
+import gzip
 import http.client
 import random
 import re
@@ -21,7 +22,21 @@ from botocore.credentials import Credentials
 
 from tests.servers import ACCESS_KEY, SECRET_KEY, free_port, s3_environment
 
-Kind = Literal["status", "lost", "dropped", "truncated", "shortened", "corrupted", "unconditional", "hang"]
+Kind = Literal[
+    "status",
+    "lost",
+    "dropped",
+    "truncated",
+    "shortened",
+    "corrupted",
+    "unconditional",
+    "hang",
+    "drip",
+    "unsized",
+    "gzip",
+    "page",
+    "repeated",
+]
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "expect", "content-length")
 
 
@@ -32,7 +47,10 @@ class Fault:
     kind: `status` answers with `status` and S3 error `code`, and only with `forward` does the server
     see the request; `lost` forwards and closes without an answer; `dropped` closes without forwarding;
     `truncated` breaks off the body; `shortened` and `corrupted` send a whole answer with a wrong body;
-    `unconditional` takes If-None-Match away; `hang` gives no answer until the proxy closes.
+    `unconditional` takes If-None-Match away; `hang` gives no answer until the proxy closes; `drip` sends
+    a byte of the body now and then, and never its last; `unsized` leaves Content-Length out; `gzip`
+    compresses the body, `page` answers with a web page, both as a proxy on the way does; `repeated` gives
+    the first answer to such a request again and again.
     verb: PUT, GET, HEAD, DELETE, LIST or None for all. key: pattern searched in the object's name.
     times: how many requests it hits, None for all. probability: of each fitting request.
     """
@@ -64,6 +82,8 @@ class FaultProxy:
         self.upstream = urlsplit(upstream).netloc
         self.seen: list[Seen] = []
         self.closing = threading.Event()
+        self.first: dict[str, _Answer] = {}
+        self.refuse_conditions = False  # a server without If-None-Match: 501
         self._faults: list[list[object]] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -152,7 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         verb = "LIST" if "list-type" in parse_qs(parts.query) else self.command
         fault = proxy.take(verb, key, {k.lower(): v for k, v in self.headers.items()})
         if fault is None:
-            self._answer(self._forward(proxy, body))
+            refused = proxy.refuse_conditions and "If-None-Match" in self.headers
+            missing = Fault("status", status=501, code="NotImplemented")
+            self._answer(_error(missing) if refused else self._forward(proxy, body))
         else:
             self._fail(proxy, fault, body)
 
@@ -174,6 +196,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "unconditional":
                 self._answer(self._forward(proxy, body, without=("if-none-match",)))
+            case "drip":
+                self._drip(proxy, self._forward(proxy, body))
+            case "unsized":
+                self._answer(self._forward(proxy, body), sized=False)
+            case "gzip":
+                answer = self._forward(proxy, body)
+                headers = [*_unsized(answer.headers), ("Content-Encoding", "gzip")]
+                self._answer(_Answer(answer.status, headers, gzip.compress(answer.body)))
+            case "page":
+                self._answer(
+                    _Answer(200, [("Content-Type", "text/html; charset=utf-8")], b"<html>Log in</html>")
+                )
+            case "repeated":
+                answer = self._forward(proxy, body)
+                self._answer(proxy.first.setdefault(self.command, answer))
             case "truncated" | "shortened" | "corrupted":
                 self._spoil(fault.kind, self._forward(proxy, body))
 
@@ -187,6 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             flipped = bytes([answer.body[0] ^ 1]) + answer.body[1:] if answer.body else b""
             self._answer(_Answer(answer.status, answer.headers, flipped))
+
+    def _drip(self, proxy: FaultProxy, answer: _Answer) -> None:
+        self._answer(answer, sent=b"")
+        while not proxy.closing.wait(0.02):
+            self.wfile.write(b"x")  # an OSError, once the client has given up, ends the request
 
     def _forward(self, proxy: FaultProxy, body: bytes, without: tuple[str, ...] = ()) -> _Answer:
         headers = {k: v for k, v in self.headers.items() if k.lower() not in (*_HOP_BY_HOP, *without)}
@@ -216,11 +258,14 @@ class _Handler(BaseHTTPRequestHandler):
         S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(request)
         return dict(request.headers.items())
 
-    def _answer(self, answer: _Answer, sent: bytes | None = None) -> None:
+    def _answer(self, answer: _Answer, sent: bytes | None = None, sized: bool = True) -> None:
         self.send_response_only(answer.status)
-        for name, value in answer.headers:
+        for name, value in answer.headers if sized else _unsized(answer.headers):
             self.send_header(name, value)
-        if self.command != "HEAD" and answer.status != 204:
+        if not sized:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        elif self.command != "HEAD" and answer.status != 204:
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -228,6 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _unsized(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers if name.lower() != "content-length"]
 
 
 def _error(fault: Fault) -> _Answer:

@@ -24,6 +24,10 @@ class OutcomeUnknown(StorageError):
     """A write got no clear answer: it may or may not have happened. Look before acting on it."""
 
 
+class Unconditional(StorageError):
+    """The store has no `create`: it knows no conditional writes, or its disk no hard links."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """One line of a listing."""
@@ -78,13 +82,18 @@ def check_size(where: object, size_bytes: int, max_bytes: int | None) -> None:
         )
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, single_writer: bool = False) -> Store:
     """Returns the store at `url`: a local folder (a path or `file://`), `s3://bucket/prefix`, `memory://name`.
 
-    Nothing is read or created yet. Raises ConfigError for an unknown scheme.
+    single_writer: `create` works where nothing is conditional, too, for the one writer of a run. Nothing
+    is read or created yet. Raises ConfigError for an unknown scheme.
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme == "file":
+    if single_writer:
+        from nisynth.storage.single_writer import SingleWriter
+
+        return SingleWriter(open_store(url))
+    url, scheme = _split_scheme(url)
+    if scheme in ("", "file"):
         from nisynth.storage.local import LocalStore
 
         return LocalStore(url)
@@ -106,8 +115,8 @@ def read_url(url: str) -> bytes:
 
     The name may be any that the file system or bucket allows, not only one that a store gives its keys.
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme == "file":
+    url, scheme = _split_scheme(url)
+    if scheme in ("", "file"):
         from nisynth.storage.local import path_of, read_path
 
         return read_path(path_of(url))
@@ -117,3 +126,19 @@ def read_url(url: str) -> bytes:
         return read_object(url)
     folder, _, name = url.rpartition("/")
     return open_store(folder).get(name)
+
+
+def _split_scheme(url: str) -> tuple[str, str]:
+    """Returns the URL with its scheme in small letters, and the scheme; "" for a path.
+
+    Raises ConfigError for `s3:/bucket/prefix`: as a path it would quietly become a local folder.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        return f"{scheme.lower()}://{rest}", scheme.lower()
+    begin, colon, rest = url.partition(":")
+    if colon and begin.lower() in ("s3", "file", "memory", "http", "https", "gs"):
+        raise ConfigError(
+            f"store URL {url!r}: two slashes follow the scheme, as in {begin}://{rest.strip('/')}"
+        )
+    return url, ""

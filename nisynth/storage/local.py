@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, check_size
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional, check_size
 from nisynth.storage.keys import check_key, check_prefix, is_key
 
 _TEMPORARY = ".tmp"
@@ -169,7 +169,10 @@ def path_of(url: str) -> Path:
     path = unquote(rest) if separator else scheme
     if not path or "\0" in path:
         raise ConfigError(f"store {url!r}: not a path; name a folder")
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"store {url!r}: there is no such user's home; write the folder out") from None
 
 
 def read_path(path: Path, max_bytes: int | None = None) -> bytes:
@@ -208,8 +211,9 @@ def _link_error(error: OSError, path: Path) -> StorageError:
     if error.errno == errno.EEXIST:
         return AlreadyExists(f"{path}: the object exists already")
     if error.errno in _NO_LINKS:
-        return StorageError(
-            f"{path}: the file system allows no hard links, which safe commits need; use another store"
+        return Unconditional(
+            f"{path}: the file system allows no hard links, which several writers need; use another store,"
+            " or set execution.single_writer: true"
         )
     return _storage_error(error, path)
 

@@ -15,26 +15,36 @@ was rejected: equal bytes do not tell who wrote them, and a look costs a downloa
 
 import base64
 import hashlib
-import os
 import random
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, check_size
+from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional
 from nisynth.storage.keys import check_key, check_prefix, is_key
+from nisynth.storage.s3_answers import (
+    ForeignAnswer,
+    Pages,
+    UnknownSize,
+    check_answer,
+    check_written,
+    read_body,
+)
+from nisynth.storage.s3_client import (
+    Limits,
+    encryption_from_environment,
+    limits_from_environment,
+    make_client,
+)
 from nisynth.storage.s3_errors import Failure, judge
 
 if TYPE_CHECKING:
@@ -43,24 +53,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _MARK = "nisynth-writer"
+FAILURES = (ClientError, BotoCoreError, ForeignAnswer)
 _LONGEST_PAUSE_S = 10.0
 _FIRST_CONTACT_ATTEMPTS = 3
 # Pauses must not draw from the generators that a run's results depend on.
 _jitter = random.SystemRandom()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long to wait and how often to try; 8 attempts take about 17 s, a restart of a server 2 to 6 s.
-
-    A server that never answered yet is given up after 3 attempts to connect: its URL is likely wrong.
-    """
-
-    connect_s: float = 5.0
-    read_s: float = 60.0
-    attempts: int = 8
-    first_pause_s: float = 0.2
-    page_keys: int = 1000
 
 
 class S3Store:
@@ -76,8 +73,8 @@ class S3Store:
             )
         self.url = f"s3://{self._bucket}/{prefix}".rstrip("/")
         self._prefix = prefix and prefix + "/"
-        self._limits = limits or _limits_from_environment()
-        self._encryption = _encryption_from_environment()
+        self._limits = limits or limits_from_environment()
+        self._encryption = encryption_from_environment()
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
         self._answered = False
@@ -91,7 +88,7 @@ class S3Store:
                 self._put(name, data, IfNoneMatch="*", Metadata={_MARK: mark})
                 self._answered = True
                 return
-            except (ClientError, BotoCoreError) as error:
+            except FAILURES as error:
                 failure = self._judge(error, "s3:PutObject")
             if failure.status == 412 and self._is_mine(name, mark, self._limits.attempts):
                 return
@@ -101,7 +98,7 @@ class S3Store:
         # An attempt without an answer may have written the object after all.
         if unclear and self._is_mine(name, mark, attempts=1):
             return
-        kind = OutcomeUnknown if unclear else StorageError
+        kind = Unconditional if failure.unconditional else OutcomeUnknown if unclear else StorageError
         raise kind(f"{self._where(name)}: {failure.words}")
 
     def put(self, key: str, data: bytes) -> None:
@@ -116,10 +113,8 @@ class S3Store:
 
         def request() -> bytes:
             answer = self._client().get_object(Bucket=self._bucket, Key=name)
-            # Reading to the end is what checks the length and, where the server keeps one, the checksum.
-            with closing(answer["Body"]) as body:
-                check_size(self._where(name), answer["ContentLength"], max_bytes)
-                return body.read()
+            check_answer(answer)
+            return read_body(answer, self._where(name), max_bytes, self._limits.read_s)
 
         return self._call(
             name, "s3:GetObject, and s3:ListBucket without which a missing object is refused", request
@@ -127,17 +122,17 @@ class S3Store:
 
     def size_bytes(self, key: str) -> int:
         name = self._prefix + check_key(key)
-        size: int = self._call(name, "s3:GetObject", lambda: self._head(name))["ContentLength"]
-        return size
+        head = self._call(name, "s3:GetObject", lambda: self._head(name))
+        size: int | None = head.get("ContentLength")
+        return self._call(name, "s3:ListBucket", lambda: self._listed_size(name)) if size is None else size
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self._walk(self._prefix + check_prefix(prefix))
 
     def delete(self, key: str) -> None:
         name = self._prefix + check_key(key)
-        self._call(
-            name, "s3:DeleteObject", lambda: self._client().delete_object(Bucket=self._bucket, Key=name)
-        )
+        with suppress(NotFound):  # some servers say so, S3 does not
+            self._call(name, "s3:DeleteObject", lambda: self._delete(name))
 
     def sweep(self) -> int:
         return 0  # a PUT is one request: it makes an object or leaves nothing
@@ -148,19 +143,25 @@ class S3Store:
             "Prefix": begin,
             "MaxKeys": self._limits.page_keys,
         }
+        pages = Pages()
+
+        def request() -> tuple[dict[str, Any], str | None]:
+            page = self._list(**asked)
+            return page, pages.next_token(page)
+
         while True:
-            page = self._call(begin, "s3:ListBucket", lambda: self._client().list_objects_v2(**asked))
+            page, token = self._call(begin, "s3:ListBucket", request)
             for entry in page.get("Contents", []):
                 key = entry["Key"][len(self._prefix) :]
-                if is_key(key):
+                if entry["Key"].startswith(begin) and is_key(key):
                     yield ObjectInfo(key, entry["Size"])
-            if not page["IsTruncated"]:
+            if token is None:
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            asked["ContinuationToken"] = token
 
     def _put(self, name: str, data: bytes, **conditions: Any) -> None:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
-        self._client().put_object(
+        answer = self._client().put_object(
             Bucket=self._bucket,
             Key=name,
             Body=data,
@@ -168,9 +169,32 @@ class S3Store:
             **self._encryption,
             **conditions,
         )
+        check_answer(answer)
+        check_written(answer)
 
     def _head(self, name: str) -> Any:
-        return self._client().head_object(Bucket=self._bucket, Key=name)
+        answer = self._client().head_object(Bucket=self._bucket, Key=name)
+        check_answer(answer)
+        return answer
+
+    def _list(self, **asked: Any) -> Any:
+        """Returns a page of a listing whose entries have name and size."""
+        page = self._client().list_objects_v2(**asked)
+        check_answer(page)
+        if not all("Key" in entry and "Size" in entry for entry in page.get("Contents", [])):
+            raise UnknownSize
+        return page
+
+    def _listed_size(self, name: str) -> int:
+        """Returns the size of an object that exists, from a listing: an object comes before longer names."""
+        page = self._list(Bucket=self._bucket, Prefix=name, MaxKeys=1)
+        sizes: list[int] = [entry["Size"] for entry in page.get("Contents", []) if entry["Key"] == name]
+        if not sizes:
+            raise UnknownSize
+        return sizes[0]
+
+    def _delete(self, name: str) -> None:
+        check_answer(self._client().delete_object(Bucket=self._bucket, Key=name))
 
     def _is_mine(self, name: str, mark: str, attempts: int) -> bool:
         """Tells whether `create` wrote the object; False when there is none. Raises AlreadyExists."""
@@ -192,7 +216,7 @@ class S3Store:
                 answer = request()
                 self._answered = True
                 return answer
-            except (ClientError, BotoCoreError) as error:
+            except FAILURES as error:
                 failure = self._judge(error, action)
             if failure.not_found:
                 raise NotFound(f"{self._where(name)}: no such object")
@@ -226,7 +250,7 @@ class S3Store:
     def _client(self) -> "S3Client":
         with self._lock:
             if self._made_client is None:
-                self._made_client = _make_client(self._limits)
+                self._made_client = make_client(self._limits)
             return self._made_client
 
 
@@ -247,55 +271,3 @@ def _split(url: str) -> tuple[str, str]:
             "letters, digits and '.-', and credentials from the environment, never in the URL"
         )
     return bucket, name
-
-
-def _limits_from_environment() -> Limits:
-    return Limits(
-        read_s=_number("NISYNTH_S3_READ_TIMEOUT_S", Limits.read_s),
-        attempts=int(_number("AWS_MAX_ATTEMPTS", Limits.attempts)),
-    )
-
-
-def _number(variable: str, default: float) -> float:
-    text = os.environ.get(variable) or str(default)
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 1 <= number < 1e6:
-        raise ConfigError(f"{variable}={text!r}: give a number of at least 1, such as {default}")
-    return number
-
-
-def _encryption_from_environment() -> dict[str, Any]:
-    settings = {
-        "ServerSideEncryption": os.environ.get("NISYNTH_S3_SSE"),
-        "SSEKMSKeyId": os.environ.get("NISYNTH_S3_SSE_KMS_KEY_ID"),
-    }
-    return {name: value for name, value in settings.items() if value}
-
-
-def _make_client(limits: Limits) -> "S3Client":
-    # A session of its own: making clients from boto3's shared session is not thread-safe.
-    config = Config(
-        connect_timeout=limits.connect_s,
-        read_timeout=limits.read_s,
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=32,
-        tcp_keepalive=True,
-        # Every write carries its own SHA256; the library's extra CRC trailers confuse some servers.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_supported",
-    )
-    try:
-        client = boto3.session.Session().client("s3", config=config)
-        holds_credentials = urlsplit(client.meta.endpoint_url).username is not None
-    except BotoCoreError:
-        raise
-    except ValueError:
-        raise ConfigError("AWS_ENDPOINT_URL is no URL; give one such as https://host:port") from None
-    if holds_credentials:
-        raise ConfigError(
-            "AWS_ENDPOINT_URL holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return client

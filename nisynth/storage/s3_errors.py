@@ -28,6 +28,11 @@ class Failure:
         return self.code in ("NoSuchKey", "NotFound", "404")
 
     @property
+    def unconditional(self) -> bool:
+        """The server does not know the condition of a conditional write."""
+        return self.status == 501 or self.code == "NotImplemented"
+
+    @property
     def unreached(self) -> bool:
         """No request got through: the server may never have been there."""
         return self.code in _UNREACHED
@@ -63,7 +68,10 @@ _ANSWERS = {
     "EntityTooLarge": "the object is too large for one upload; use a smaller run.batch_size",
     "QuotaExceeded": "the bucket's quota is used up; free space there or use another store",
     "XMinioStorageFull": "the server's disk is full; free space there or use another store",
-    "NotImplemented": "the server lacks what a run needs; use another store{said}",
+    "NotImplemented": (
+        "the server lacks what a run needs; use another store, or set execution.single_writer: true where"
+        " it lacks conditional writes alone{said}"
+    ),
     "SlowDown": "the server asks for fewer requests (503); try again later or with fewer workers",
     "PreconditionFailed": "the server says the object exists (412) and yet shows none; check the server",
 }
@@ -102,6 +110,29 @@ _EXCEPTIONS = {
     "InvalidRegionError": ("AWS_DEFAULT_REGION is no region's name; correct it", False, False),
     "HTTPClientError": (_NOT_SENT, True, True),
     "ResponseParserError": ("{endpoint} does not answer as S3 does; check AWS_ENDPOINT_URL", True, True),
+    "WebPageAnswer": (
+        "{endpoint} answers with a web page, not as S3 does; check AWS_ENDPOINT_URL, and log in to this"
+        " network if it asks for it",
+        False,
+        True,
+    ),
+    "CompressedAnswer": (
+        "a proxy compresses what {endpoint} sends (Content-Encoding); let it pass objects through unchanged",
+        False,
+        True,
+    ),
+    "UnconfirmedWrite": (
+        "{endpoint} does not confirm that it has the object (no ETag); check AWS_ENDPOINT_URL",
+        True,
+        True,
+    ),
+    "SlowBody": ("{endpoint} sends the object too slowly; check the server and the network", True, True),
+    "EndlessListing": (
+        "{endpoint} lists the same page again and again; use a server that continues its listings",
+        False,
+        False,
+    ),
+    "UnknownSize": ("{endpoint} does not say how large the object is; use another server", False, False),
 }
 _OTHER_EXCEPTION = "the request failed ({code}); check the AWS settings of this machine"
 _UNREACHED = (
@@ -139,7 +170,11 @@ def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> Failure:
     headers = meta.get("HTTPHeaders")
     region = told.get("Region") or (isinstance(headers, dict) and headers.get("x-amz-bucket-region"))
     said = " ".join(str(told.get("Message", "")).split())[:200]
-    template = _CONFLICT if status == 409 else _ANSWERS.get(code.split(".")[0], _OTHER_ANSWER)
+    template = (
+        _CONFLICT
+        if status == 409
+        else _ANSWERS.get("NotImplemented" if status == 501 else code.split(".")[0], _OTHER_ANSWER)
+    )
     words = template.format(
         action=action,
         code=code,
@@ -147,6 +182,6 @@ def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> Failure:
         said=f" ({said})" if said else "",
         region=f" ({region})" if region else "",
     )
-    broken = status >= 500 and code != "NotImplemented"
+    broken = status >= 500 and status != 501
     retry = broken or status in _PASSING_STATUS or code in _PASSING_CODES
     return Failure(words, retry, broken or status in (408, 412), status, code)

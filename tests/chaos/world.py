@@ -13,7 +13,8 @@ from typing import Any
 
 from nisynth.storage import Store
 from nisynth.storage.local import LocalStore
-from nisynth.storage.s3 import Limits, S3Store
+from nisynth.storage.s3 import S3Store
+from nisynth.storage.s3_client import Limits
 from tests.chaos.drivers import surrounded
 from tests.faults import FaultProxy
 from tests.processes import actors, alive, descendants, kill_9, wait_until

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nisynth.storage import Store
-from nisynth.storage.s3 import Limits, S3Store
+from nisynth.storage.s3 import S3Store
+from nisynth.storage.s3_client import Limits
 from tests.chaos.drivers import surrounded
 from tests.hosts.network import Network, opened
 from tests.processes import wait_until

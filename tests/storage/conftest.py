@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from nisynth.storage.s3 import Limits, S3Store
+from nisynth.storage.s3 import S3Store
+from nisynth.storage.s3_client import Limits
 from tests.faults import FaultProxy
 from tests.servers import WeedServer
 

@@ -276,6 +276,22 @@ def test_a_wrong_url_is_refused(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("url", ["s3:/bucket/run", "S3:/bucket/run", "file:/runs/a", "memory:run", "gs:/b/x"])
+def test_a_scheme_with_too_few_slashes_is_no_folder(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"two slashes follow the scheme, as in \w+://\w+"):
+        open_store(url)
+
+
+def test_nobody_s_home_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no such user's home"):
+        open_store("~no-such-user-here/run")
+
+
+def test_a_scheme_may_be_written_in_capitals(tmp_path: Path) -> None:
+    assert open_store("S3://bucket/run").url == "s3://bucket/run"
+    assert open_store(f"FILE://{tmp_path}").url == open_store(str(tmp_path)).url
+
+
 def test_a_file_url_names_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "with space"
     open_store(folder.as_uri()).create("key", b"value")

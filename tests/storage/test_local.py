@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nisynth.errors import StorageError
-from nisynth.storage import AlreadyExists, OutcomeUnknown, open_store
+from nisynth.storage import AlreadyExists, OutcomeUnknown, Unconditional, open_store
 from nisynth.storage.local import LocalStore
-from tests.disks import run_on_small_disk
+from tests.disks import forbid_links, run_on_small_disk
 
 FULL_DISK = """
 import sys
@@ -244,8 +244,6 @@ def test_a_link_that_was_made_counts_whatever_the_answer(
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.EPERM, "allows no hard links"),
-        (errno.EOPNOTSUPP, "allows no hard links"),
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.EROFS, "the file system is read-only"),
@@ -256,14 +254,35 @@ def test_a_link_that_was_made_counts_whatever_the_answer(
 def test_a_link_that_fails_is_an_error_with_a_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
-    def fail(source: Path, target: Path) -> None:
-        raise OSError(code, os.strerror(code))
-
     store = open_store(str(tmp_path))
-    monkeypatch.setattr(os, "link", fail)
+    forbid_links(monkeypatch, code)
     with pytest.raises(StorageError, match=f"{tmp_path}/key: .*{words}") as caught:
         store.create("key", b"")
     assert type(caught.value) is StorageError
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_disk_without_hard_links_serves_one_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    forbid_links(monkeypatch, code)
+    with pytest.raises(Unconditional, match=r"no hard links.*or set execution\.single_writer: true"):
+        open_store(str(tmp_path)).create("key", b"")
+    store = open_store(str(tmp_path), single_writer=True)
+    store.create("key", b"mine")
+    with pytest.raises(AlreadyExists):
+        store.create("key", b"other")
+    assert store.get("key") == b"mine"
+    assert [info.key for info in store.list()] == ["key"]
+    assert not list((tmp_path / ".tmp").iterdir())
+
+
+def test_one_writer_meets_every_other_error_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_links(monkeypatch, errno.ENOSPC)
+    store = open_store(str(tmp_path), single_writer=True)
+    with pytest.raises(StorageError, match="the disk is full"):
+        store.create("key", b"")
     assert list(store.list()) == []
 
 

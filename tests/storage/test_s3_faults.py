@@ -10,7 +10,8 @@ import pytest
 from nisynth.errors import StorageError
 from nisynth.storage import AlreadyExists, OutcomeUnknown
 from nisynth.storage.probe import probe_conditional_create
-from nisynth.storage.s3 import Limits, S3Store
+from nisynth.storage.s3 import S3Store
+from nisynth.storage.s3_client import Limits
 from tests.faults import Fault, FaultProxy
 from tests.servers import WeedServer, start_weed
 
