@@ -53,7 +53,7 @@ class Worker:
                 " the weights of teacher or rival differ between the two machines, or their nisynth does"
             )
         self.plan = plan
-        self.run = Run(open_store(store_url), plan)
+        self.run = Run(open_store(store_url, single_writer=config.execution.single_writer), plan)
         self.synthesizer = make_synthesizer(
             config.method,
             config.engine,

@@ -26,6 +26,7 @@ from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, 
 from nisynth.plan import differing_fields
 from nisynth.storage import AlreadyExists, NotFound, Store
 from nisynth.storage.local import LocalStore, path_of
+from nisynth.storage.single_writer import SingleWriter
 
 WORKERS = 8
 _FOLDERS = (".tmp", "commits", "data")
@@ -104,7 +105,7 @@ def _require_enough(run: Run, tasks: list[int], allow_partial: bool) -> None:
 
 def _begin_copy(root: Path, run: Run, plan_data: bytes) -> Run:
     """Returns the copy, begun or taken up. Raises PlanMismatch when the folder holds anything else."""
-    store = LocalStore(str(root))
+    store = SingleWriter(LocalStore(str(root)))  # a copy may lie on any disk, one without hard links too
     store.list()  # refuses a file
     names = _names(root)
     if fetch_document(store, PLAN_KEY) is None:

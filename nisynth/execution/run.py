@@ -96,7 +96,7 @@ def run(
 def begin(config: RunConfig, store_url: str) -> Run:
     """Returns the run of `config` at the URL, begun or joined, on a store that was seen to be safe."""
     plan = plan_run(config)
-    store = open_store(store_url)
+    store = open_store(store_url, single_writer=config.execution.single_writer)
     joined = Run.join(store, plan)
     if not config.execution.single_writer and not joined.is_sealed():
         probe_conditional_create(store)

@@ -1,5 +1,6 @@
 """A copy that is a run at any time, that is fetched once, and that is never mixed with anything else."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from nisynth.commits.records import commit_key
 from nisynth.commits.status import status
 from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
 from nisynth.storage import open_store
+from tests.disks import forbid_links
 from tests.sources import (
     TASKS,
     Source,
@@ -58,6 +60,16 @@ def test_the_copy_opens_as_a_run(tmp_path: Path) -> None:
     found = status(opened)
     assert (found.complete, found.committed, found.images) == (True, TASKS, 22)
     assert torch.equal(open_dataset(str(tmp_path / "copy")).load()[0], open_dataset(run.store.url).load()[0])
+
+
+def test_the_copy_may_lie_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    forbid_links(monkeypatch, errno.EPERM)
+    assert pull(run.store, str(tmp_path / "copy")).complete
+    assert contents(open_store(str(tmp_path / "copy"))) == contents(run.store)
+    assert pull(run.store, str(tmp_path / "copy")).fetched == 0
 
 
 def test_a_second_pull_fetches_no_shard(tmp_path: Path) -> None:

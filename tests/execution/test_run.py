@@ -1,5 +1,6 @@
 """A run in this process: what it tells, what it counts, and how it ends."""
 
+import errno
 import os
 import sys
 import types
@@ -12,6 +13,7 @@ from nisynth.errors import BudgetExceeded, ConfigError, StorageError
 from nisynth.execution.events import AttemptFailed, Event, Note, Stepped, TaskDone, WorkerReady
 from nisynth.execution.run import begin, execute
 from nisynth.execution.schedule import Rules
+from tests.disks import forbid_links
 from tests.tiny import tiny_config
 
 
@@ -91,3 +93,15 @@ def test_an_exception_outside_the_synthesis_is_the_tasks_failure(
 def test_the_local_executor_joins_no_cluster(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="address 'auto': the local executor joins no cluster"):
         run(tiny_config(tmp_path), str(tmp_path / "run"), address="auto")
+
+
+def test_one_writer_runs_and_resumes_on_a_disk_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_links(monkeypatch, errno.EPERM)
+    url = str(tmp_path / "run")
+    with pytest.raises(StorageError, match=r"or set execution\.single_writer: true"):
+        run(tiny_config(tmp_path), url)
+    config = tiny_config(tmp_path, execution={"single_writer": True})
+    assert run(config, url).complete
+    assert run(config, url).executed == 0
