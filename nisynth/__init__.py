@@ -1,7 +1,7 @@
 """nisynth: a labelled image set from a pre-trained classifier alone, as a resumable distributed job.
 
 The way of the data, one module each: `config` -> `plan` -> `execution` -> `worker` -> `synthesis` ->
-`shards` -> `storage` + `commits` -> `dataset` -> `consumers`. `teachers` holds the networks.
+`shards` -> `storage` + `commits` -> `reader` -> `consumers`. `teachers` holds the networks.
 
 The public names below are loaded on first use, so that a machine with only torch can import what it needs.
 """
@@ -10,17 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nisynth.dataset import open_dataset
     from nisynth.execution.run import run
     from nisynth.in_memory import synthesize
+    from nisynth.reader import collate, open_dataset
     from nisynth.teachers import load_teacher
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_teacher", "open_dataset", "run", "synthesize"]
+__all__ = ["__version__", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
 
 _HOMES = {
+    "collate": "nisynth.reader",
     "load_teacher": "nisynth.teachers",
-    "open_dataset": "nisynth.dataset",
+    "open_dataset": "nisynth.reader",
     "run": "nisynth.execution.run",
     "synthesize": "nisynth.in_memory",
 }

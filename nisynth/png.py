@@ -4,7 +4,7 @@ Two kinds are written. `compressed`: zlib level 6, by Pillow. `stored`: not comp
 filter 0, which a whole batch is read from and written to by a few array operations; any PNG reader opens
 both. Stored files decode 6 to 8 times faster and take 1.2 to 1.5 times the bytes.
 
-pyspng (the extra `fast`) decodes compressed files about three times as fast as Pillow, to the same pixels.
+pyspng (the extra `fast`) decodes compressed files about twice as fast as Pillow, to the same pixels.
 """
 
 import io

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.faults import FaultProxy
 from tests.head import RayHead, start_head
 from tests.servers import WeedServer, free_port, start_weed, weed_is_installed
 
@@ -29,6 +30,12 @@ def one_thread() -> None:
 def listen_to_ctrl_c() -> None:
     """A shell that puts the suite into the background lets it and its children ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test caches is its own, and not the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own-cache"))
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +63,14 @@ def s3_url(s3_server: WeedServer, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return f"{s3_server.url}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def proxy(s3_server: WeedServer, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server; the environment of this process leads to it."""
+    with FaultProxy(s3_server.endpoint) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ LAYERS = [
     ["teachers"],
     ["plan", "shards"],
     ["synthesis", "commits"],
-    ["report", "dataset", "reader"],
+    ["report", "reader"],
     ["execution"],
     ["config"],
     ["progress"],
@@ -123,7 +123,7 @@ def test_heavy_libraries_have_one_door(name: str, tree: ast.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["nisynth.synthesis", "nisynth.teachers", "nisynth.dataset", "nisynth.consumers.distill"]
+    "module", ["nisynth.synthesis", "nisynth.teachers", "nisynth.reader", "nisynth.consumers.distill"]
 )
 def test_a_machine_with_only_torch_can_import(module: str) -> None:
     code = (
@@ -137,6 +137,6 @@ def test_a_machine_with_only_torch_can_import(module: str) -> None:
 def test_the_public_names_are_these() -> None:
     import nisynth
 
-    assert nisynth.__all__ == ["__version__", "load_teacher", "open_dataset", "run", "synthesize"]
+    assert nisynth.__all__ == ["__version__", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
     for name in nisynth.__all__:
         assert getattr(nisynth, name)

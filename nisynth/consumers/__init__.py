@@ -1,6 +1,6 @@
 """What the images are for: each consumer takes a dataset, and a teacher where it needs one, to a model.
 
-A consumer reads images through `nisynth.dataset` alone and knows nothing of what lies behind it.
+A consumer reads images through `nisynth.reader` alone and knows nothing of what lies behind it.
 
 distill.py         a student learns a teacher's answers; scratch.py: a network learns the labels
 student.py         what the two have in common; student_report.py: what that leaves

@@ -24,8 +24,8 @@ from nisynth.consumers.student import (
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training import Loss
-from nisynth.dataset import SyntheticDataset, open_dataset
 from nisynth.errors import ConfigError
+from nisynth.reader import SyntheticDataset, open_dataset
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nisynth.consumers.realset import check_fits, load_real_set
-from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError
+from nisynth.reader import open_dataset
 from nisynth.teachers import Teacher
 from nisynth.teachers.predict import share
 

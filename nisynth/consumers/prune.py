@@ -34,8 +34,8 @@ from nisynth.consumers.prune_report import (
 )
 from nisynth.consumers.realset import RealSet, load_real_set
 from nisynth.consumers.training import Loss, TrainConfig, hard_label_loss, train
-from nisynth.dataset import SyntheticDataset, open_dataset
 from nisynth.errors import ConfigError
+from nisynth.reader import SyntheticDataset, open_dataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.teachers.narrow import PRUNED

@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nisynth.batch import Normalization
-from nisynth.dataset import SyntheticDataset
 from nisynth.errors import ConfigError, DataError, one_line
+from nisynth.reader import SyntheticDataset
 from nisynth.storage import NotFound, read_url
 from nisynth.teachers import Teacher
 from nisynth.teachers.predict import accuracy

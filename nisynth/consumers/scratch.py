@@ -18,7 +18,7 @@ from nisynth.consumers.student import (
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training import TrainConfig, hard_label_loss
-from nisynth.dataset import open_dataset
+from nisynth.reader import open_dataset
 
 
 @dataclass(frozen=True, kw_only=True)

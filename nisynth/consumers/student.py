@@ -18,8 +18,8 @@ from nisynth.consumers.narration import Narration, Say
 from nisynth.consumers.realset import RealSet, load_real_set
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
 from nisynth.consumers.training import Loss, TrainConfig, train, workers
-from nisynth.dataset import SyntheticDataset
 from nisynth.errors import ConfigError, one_line
+from nisynth.reader import SyntheticDataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import read_checkpoint

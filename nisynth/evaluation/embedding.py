@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from nisynth.consumers.realset import RealSet
-from nisynth.dataset import SyntheticDataset
 from nisynth.errors import StorageError
 from nisynth.evaluation.networks import EmbeddingNetwork
+from nisynth.reader import SyntheticDataset
 from nisynth.storage.cache import default_folder
 
 BATCH_SIZE = 256

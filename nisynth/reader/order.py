@@ -10,7 +10,7 @@ gives the same stream in its next version.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -144,7 +144,7 @@ class Batches:
 
     batch_size: images of all ranks together. drop_last: leave out a last batch that is not full; else it
     is cut to a multiple of the ranks. Every rank has the same number of steps and of images.
-    Raises ConfigError when the ranks do not divide the batch.
+    Raises ConfigError when the ranks do not divide the batch, or an epoch would have no step.
     """
 
     num_images: int
@@ -161,6 +161,15 @@ class Batches:
             )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank: {self.rank} is not within 0..{self.world_size - 1}")
+        if self.from_position(0) == 0:
+            raise ConfigError(
+                f"batch_size: {self.batch_size} for {self.num_images} images on {self.world_size} ranks gives"
+                " no step; use a smaller batch_size, or drop_last=False with an image for every rank"
+            )
+
+    def over(self, num_images: int) -> "Batches":
+        """Returns the same division of another number of images."""
+        return replace(self, num_images=num_images)
 
     def from_position(self, position: int) -> int:
         """Returns the number of steps that are left of the epoch from `position` on."""

@@ -25,8 +25,8 @@ from nisynth.config import load_consumer_config, shipped_configs
 from nisynth.consumers import distill as module
 from nisynth.consumers.distill import DistillConfig, LossConfig, distill, distillation_loss
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
-from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError
+from nisynth.reader import open_dataset
 from nisynth.storage import open_store
 from nisynth.teachers import Teacher
 from tests.tiny import TinyNet, commit_all, tiny_config, tiny_plan, tiny_weights

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from nisynth.commits import Run
-from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError, StorageError
 from nisynth.evaluation import embedding, networks
 from nisynth.evaluation.embedding import ImageSet, embed, pick
 from nisynth.evaluation.networks import EmbeddingNetwork, load_embedding
+from nisynth.reader import open_dataset
 from nisynth.storage import open_store
 from nisynth.teachers.checkpoint import parse_checkpoint
 from tests.evaluation.conftest import images

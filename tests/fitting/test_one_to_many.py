@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nisynth.config import load_config, load_consumer_config
-from nisynth.dataset import open_dataset
 from nisynth.errors import ConfigError, NisynthError, PlanMismatch
 from nisynth.execution.run import plan_run, run
 from nisynth.fitting import FitConfig, fit
+from nisynth.reader import open_dataset
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.sampling import load_generator
 from nisynth.teachers import TeacherConfig, load_teacher

@@ -1,22 +1,12 @@
-"""An S3 store behind a proxy that can go wrong."""
+"""Stores behind the proxy that goes wrong on demand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nisynth.storage.s3 import S3Store
 from nisynth.storage.s3_client import Limits
-from tests.faults import FaultProxy
-from tests.servers import WeedServer
-
-
-@pytest.fixture
-def proxy(s3_server: WeedServer, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before the S3 server; the environment of this process leads to it."""
-    with FaultProxy(s3_server.endpoint) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
-        yield running
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """The consumers' door: what it gives, what it refuses, and the cache behind it."""
 
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.errors import DataError, IncompleteRun, PlanMismatch
 from nisynth.storage import open_store
-from nisynth.storage.cache import DiskCache
 from tests.tiny import commit_all, fake_batch, keys, tiny_plan
 
 
@@ -189,11 +186,14 @@ def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     dataset = open_dataset(run.store.url, cache=tmp_path / "cache")
     pixels, _ = dataset.load()
-    for path in (tmp_path / "cache").glob("sha256/*/*"):
+    for path in (tmp_path / "cache").glob("u8/*/*"):
         damage(path)
     again = open_dataset(run.store.url, cache=tmp_path / "cache")
     assert torch.equal(again.load()[0], pixels)
-    assert DiskCache(tmp_path / "cache").get(again.shards[0].sha256) is not None
+    assert (again.source.stats.damaged, again.source.stats.cache_hits) == (4, 0)
+    third = open_dataset(run.store.url, cache=tmp_path / "cache")
+    assert torch.equal(third.load()[0], pixels)
+    assert (third.source.stats.damaged, third.source.stats.fetched_bytes) == (0, 0)
 
 
 def test_a_cache_that_cannot_be_written_slows_nothing_down_but_fetching(tmp_path: Path) -> None:
@@ -214,59 +214,12 @@ def test_a_run_on_s3_is_cached_where_the_platform_keeps_caches(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     run = make_run(tmp_path, s3_url)
     first = open_dataset(s3_url).load()[0]
-    assert len(list((tmp_path / "xdg/nisynth/sha256").glob("*/*"))) == 4
+    assert len(list((tmp_path / "xdg/nisynth/u8").glob("*/*"))) == 4
     for task in range(4):
         run.store.delete(shard_of(run, task))
     assert torch.equal(open_dataset(s3_url).load()[0], first)
     with pytest.raises(DataError, match="is missing"):
         open_dataset(s3_url, cache_bytes=0).load()
-
-
-def blob(number: int, size: int = 1000) -> tuple[str, bytes]:
-    data = bytes([number]) * size
-    return hashlib.sha256(data).hexdigest(), data
-
-
-def test_the_cache_keeps_its_cap_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path, cap_bytes=6000)
-    for number in range(5):
-        key, data = blob(number)
-        cache.put(key, data)
-        os.utime(tmp_path / "sha256" / key[:2] / key, (number, number))
-    assert cache.get(blob(0)[0]) == blob(0)[1]  # used now, so no longer the oldest
-    cache.put(*blob(5))
-    held = {number for number in range(6) if cache.get(blob(number)[0]) is not None}
-    assert {0, 5} <= held
-    assert 1 not in held
-    assert sum(path.stat().st_size for path in tmp_path.glob("sha256/*/*")) <= 6000
-
-
-def test_the_cap_holds_over_processes_and_files_beyond_it_are_not_kept(tmp_path: Path) -> None:
-    DiskCache(tmp_path, cap_bytes=10_000).put(*blob(1, 6000))
-    second = DiskCache(tmp_path, cap_bytes=10_000)
-    second.put(*blob(2, 6000))
-    second.put(*blob(3, 20_000))
-    assert [second.get(blob(n, size)[0]) is not None for n, size in ((1, 6000), (2, 6000), (3, 20_000))] == [
-        False,
-        True,
-        False,
-    ]
-
-
-def test_writers_that_race_leave_whole_files(tmp_path: Path) -> None:
-    caches = [DiskCache(tmp_path, cap_bytes=20_000) for _ in range(4)]
-
-    def work(number: int) -> bool:
-        key, data = blob(number % 10, 3000)
-        cache = caches[number % 4]
-        cache.put(key, data)
-        return cache.get(key) in (None, data)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(200)))
-    assert not list(tmp_path.glob("**/*.tmp"))
-    caches[0].put(*blob(11, 3000))
-    assert sum(path.stat().st_size for path in tmp_path.glob("sha256/*/*")) <= 20_000
 
 
 def test_a_machine_with_only_torch_opens_a_run(tmp_path: Path) -> None:
