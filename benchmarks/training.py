@@ -16,11 +16,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from nisynth.batch import Normalization
-from nisynth.consumers.device import arithmetic, default_device
 from nisynth.consumers.distill import LossConfig, distillation_loss
-from nisynth.consumers.training import Loss, TrainConfig, train
+from nisynth.images import LabelledImages, Normalization
 from nisynth.teachers import Teacher, build_network
+from nisynth.training import Loss, TrainConfig, WholeSet, train
+from nisynth.training.device import arithmetic, default_device
 
 NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
@@ -88,7 +88,7 @@ def main() -> None:
     pixels = torch.randint(0, 256, (arguments.images, 3, 32, 32), generator=generator).to(torch.uint8)
     labels = torch.arange(arguments.images) % 10
     network = build_network(arguments.student, 10)
-    train(network, pixels, labels, NORMALIZATION, loss, config, on_epoch=on_epoch)
+    train(network, WholeSet(LabelledImages(pixels, labels), NORMALIZATION), loss, config, on_epoch=on_epoch)
     where = torch.cuda.get_device_name() if on_gpu else "CPU, 1 thread"
     print(f"{arguments.teacher} -> {arguments.student}, batch {arguments.batch}, {where}")
     print(f"{'round':>6} {'loop images/s':>14} {'bare images/s':>14} {'kept':>7}")

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
-from nisynth.consumers.realset import load_real_set
-from nisynth.consumers.training import TrainConfig, hard_label_loss, train
+from nisynth.images import LabelledImages, Normalization
+from nisynth.images.real import load_real_set
 from nisynth.teachers.mobilenet import InvertedResidual
 from nisynth.teachers.predict import accuracy
 from nisynth.teachers.resnet import ResNet
 from nisynth.teachers.save import network_bytes
+from nisynth.training import TrainConfig, WholeSet, hard_label_loss, train
 
 CIFAR10 = Normalization((0.4914, 0.482158, 0.446531), (0.247032, 0.243485, 0.261588))
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -192,9 +192,7 @@ def main() -> None:
         pixels = enlarged(real.pixels, recipe.input_px)
         train(
             network,
-            pixels,
-            real.labels,
-            recipe.normalization,
+            WholeSet(LabelledImages(pixels, real.labels), recipe.normalization),
             hard_label_loss,
             recipe.config(options.epochs),
             device="cpu",

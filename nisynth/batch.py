@@ -5,14 +5,12 @@ turns them into the uint8 images that a Parquet shard stores.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-Pixels = Literal["clamp", "minmax"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,39 +27,6 @@ class Task:
     rows: int
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """Per-channel mean and std, in units of pixel value / 255, that the teacher was trained with."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Returns `(B, 3, H, W)` float32, normalized, from uint8 pixels of the same shape."""
-        mean, std = self._columns(pixels.device)
-        return (pixels.float() / 255.0 - mean) / std
-
-    def to_pixels(self, images: Tensor, how: Pixels = "clamp") -> Tensor:
-        """Returns `(B, 3, H, W)` uint8 from normalized float32 images.
-
-        `clamp` undoes the normalization and clips to [0, 255]; `minmax` stretches every image to its
-        own range (published code).
-        """
-        if how == "minmax":
-            low = images.amin(dim=(1, 2, 3), keepdim=True)
-            high = images.amax(dim=(1, 2, 3), keepdim=True)
-            unit = (images - low) / (high - low).clamp_min(1e-5)
-        else:
-            mean, std = self._columns(images.device)
-            unit = images.float() * std + mean
-        return (unit.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-
-    def _columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        return mean, std
-
-
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
     """The images of one task, with their labels and how they came to be; checks itself.
@@ -69,7 +34,6 @@ class ImageBatch:
     images: `(B, 3, H, W)` float32, normalized, on the CPU, finite. labels: `(B,)` int64.
     curve: one dict of loss terms per logged iteration, `{"iteration", "total", ...}` (Figure 5).
     figures: facts about the result, e.g. `{"best_iteration": 1873, "best_total": 3.1}`.
-    timings_s: seconds by stage.
     Raises ValueError when shapes or types disagree (a bug of the method, not of the user).
     """
 
@@ -78,7 +42,6 @@ class ImageBatch:
     labels: Tensor
     curve: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    timings_s: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.float32 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -90,6 +53,6 @@ class ImageBatch:
             raise ValueError("images hold values that are not finite")
 
     @property
-    def kept(self) -> tuple[Tensor, Tensor]:
+    def committed_part(self) -> tuple[Tensor, Tensor]:
         """The images and labels that the shard holds: the first `task.rows` of the batch."""
         return self.images[: self.task.rows], self.labels[: self.task.rows]

@@ -6,19 +6,17 @@ Plan can be made from it again, which is how consumers and `verify` know every l
 """
 
 import dataclasses
-import hashlib
-import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
 
 import numpy as np
-import torch
 
-from nisynth import __version__
-from nisynth.batch import Normalization, Pixels, Task
+from nisynth.batch import Task
 from nisynth.errors import DataError
+from nisynth.identity import fingerprint, versions
+from nisynth.images import Normalization, Pixels
+from nisynth.randomness import hashed_order, key
 from nisynth.shards import Format
 
 if TYPE_CHECKING:  # consumers make plans from documents on machines without pydantic
@@ -61,13 +59,12 @@ def make_plan(
         stated = identity["method"][name]  # a section with the URL as its `weights`, or the URL alone
         hashed = {**stated, "weights": artefact.sha256} if isinstance(stated, dict) else artefact.sha256
         identity["method"][name] = hashed
-    versions = {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return Plan(
         {
-            "fingerprint": _fingerprint(identity),
+            "fingerprint": fingerprint(identity),
             "identity": identity,
             "execution": resolved["execution"],
-            "versions": versions,
+            "versions": versions(),
         }
     )
 
@@ -95,7 +92,7 @@ class Plan(Sequence[Task]):
             raise DataError(
                 f"plan.json: not a plan of this version ({error!r} is missing or wrong)"
             ) from None
-        if _fingerprint(self.identity) != self.fingerprint:
+        if fingerprint(self.identity) != self.fingerprint:
             raise DataError("plan.json: its fingerprint does not match its content; it was changed by hand")
 
     @property
@@ -148,7 +145,7 @@ class Plan(Sequence[Task]):
         index %= self.num_tasks
         return Task(
             index=index,
-            seed=_first_8_bytes(f"{self.seed}/{index}"),
+            seed=key(self.seed, index),
             labels=self.labels(index),
             rows=self.rows(index),
         )
@@ -173,26 +170,7 @@ class Plan(Sequence[Task]):
 
     @cached_property
     def _permutation(self) -> Any:
-        # Ordered by hash: frozen for ever, where a library's shuffle may change with its version.
-        order = sorted(range(self.num_classes), key=lambda c: _first_8_bytes(f"{self.seed}/class/{c}"))
-        return np.array(order, dtype=np.int64)
-
-
-def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns `section.key: theirs -> ours` for every leaf in which two identities differ."""
-    lines: list[str] = []
-    for key in sorted(set(ours) | set(theirs)):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differing_fields(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {_short(b)} there, {_short(a)} here")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        return hashed_order(self.num_classes, self.seed, "class")
 
 
 def _identity_of(section: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,12 +186,3 @@ def _identity_of(section: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
         if f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default)
     }
     return {name: value for name, value in resolved.items() if name not in as_before}
-
-
-def _fingerprint(identity: Mapping[str, Any]) -> str:
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _first_8_bytes(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from nisynth.batch import ImageBatch, Normalization, Pixels
+from nisynth.batch import ImageBatch
 from nisynth.errors import ConfigError, DataError, one_line
+from nisynth.images import LabelledImages, Normalization, Pixels
 from nisynth.png import Png, decode_pngs, encode_pngs
 
 Format = Literal["parquet", "npz"]
@@ -70,27 +71,24 @@ class OutputConfig:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A decoded shard of N images.
+    """A decoded shard. images: what it holds, in the task's order. task: the task's index in the run.
 
-    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. images: `(N, 3, H, W)` float32, normalized, for NPZ;
-    None for Parquet. task: the task's index in the run. index: `(N,)` int64, 0..N-1, the place in the task.
+    normalized: `(N, 3, H, W)` float32, the exact images of an NPZ shard; None for Parquet.
     """
 
-    pixels: Tensor
-    labels: Tensor
-    images: Tensor | None
+    images: LabelledImages
     task: int
-    index: Int64
+    normalized: Tensor | None = None
 
 
 def encode(
     batch: ImageBatch, output: OutputConfig, normalization: Normalization, classes: Sequence[str]
 ) -> bytes:
-    """Returns the shard of the batch's kept rows; the same batch gives the same bytes.
+    """Returns the shard of the batch's committed part; the same batch gives the same bytes.
 
     Raises ValueError when a label has no class name (a bug of the method, not of the user).
     """
-    images, labels = batch.kept
+    images, labels = batch.committed_part
     if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(classes):
         raise ValueError(f"task {batch.task.index}: labels do not fit {len(classes)} classes")
     if output.format == "npz":
@@ -111,7 +109,7 @@ def decode(
 ) -> Shard:
     """Returns the shard that `encode` wrote.
 
-    normalization (required for NPZ) and pixels: how an NPZ shard's floats become `Shard.pixels`.
+    normalization (required for NPZ) and pixels: how an NPZ shard's floats become 8 bits.
     num_classes: labels must lie below it; a Parquet shard is always held to its own class names.
     max_px: the largest height or width accepted. hash_checked: the caller has compared the sha256 of these
     bytes with a commit's, so that a Parquet shard's own seal need not be computed.
@@ -123,9 +121,9 @@ def decode(
         shard = _decode_npz(data, normalization, pixels, max_px)
     else:
         shard = _decode_parquet(data, max_px, hash_checked)
-    if num_classes is not None and int(shard.labels.max()) >= num_classes:
+    if num_classes is not None and int(shard.images.labels.max()) >= num_classes:
         raise DataError(
-            f"{format} shard of task {shard.task}: label {int(shard.labels.max())} has no class, "
+            f"{format} shard of task {shard.task}: label {int(shard.images.labels.max())} has no class, "
             f"the run has {num_classes} (0..{num_classes - 1})"
         )
     return shard
@@ -182,7 +180,7 @@ def _decode_parquet(data: bytes, max_px: int, hash_checked: bool) -> Shard:
         pixels = torch.from_numpy(decode_pngs(pngs, max_px))
     except ValueError as error:
         raise _damaged("parquet", str(error)) from error
-    return Shard(pixels, torch.from_numpy(numbers["label"]), None, task, numbers["index_in_task"])
+    return Shard(LabelledImages(pixels, torch.from_numpy(numbers["label"])), task)
 
 
 def _read_parquet(data: bytes) -> tuple[list[bytes], dict[str, Int64], Mapping[bytes, bytes]]:
@@ -248,8 +246,9 @@ def _decode_npz(data: bytes, normalization: Normalization, how: Pixels, max_px: 
     if not np.isfinite(floats).all():
         raise _damaged("npz", "images hold values that are not finite")
     task = _check_rows("npz", arrays["task"].reshape(1), index, labels, None)
-    images = torch.from_numpy(floats)
-    return Shard(normalization.to_pixels(images, how), torch.from_numpy(labels), images, task, index)
+    normalized = torch.from_numpy(floats)
+    images = LabelledImages(normalization.to_pixels(normalized, how), torch.from_numpy(labels))
+    return Shard(images, task, normalized)
 
 
 def _read_npz(data: bytes) -> dict[str, npt.NDArray[Any]]:

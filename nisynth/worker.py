@@ -15,12 +15,12 @@ import traceback
 
 import torch
 
-from nisynth import __version__
 from nisynth.batch import ImageBatch
 from nisynth.commits import Commit, Outcome, Receipt, Run
 from nisynth.commits.rejected import CANARY, reject
 from nisynth.config import RunConfig
 from nisynth.errors import NisynthError, PlanMismatch, Stopped, StorageError, TaskFailure, one_line
+from nisynth.identity import versions
 from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
@@ -62,11 +62,6 @@ class Worker:
             artefacts=artefacts,
         )
         self._compute = threading.Lock()
-        self._versions = {
-            "nisynth": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
 
     @property
     def iterations(self) -> int:
@@ -142,7 +137,7 @@ class Worker:
         try:
             batch = self.synthesizer.synthesize(self.plan[index], on_step)
             clock.lap("synthesize")
-            images, labels = batch.kept
+            images, labels = batch.committed_part
             pixels = self.teacher.normalization.to_pixels(images, self.config.output.pixels)
             judgement = judge(self.teacher, pixels, labels)
         except NisynthError:
@@ -176,7 +171,7 @@ class Worker:
         figures = {**batch.figures, **judgement._asdict()}
         if self.synthesizer.notes:  # what the engine could not do on this machine
             figures["engine_notes"] = list(self.synthesizer.notes)
-        timings_s = clock.laps | batch.timings_s
+        timings_s = clock.laps
         return Commit(
             task=batch.task.index,
             attempt=attempt,
@@ -190,7 +185,7 @@ class Worker:
             figures=figures,
             timings_s={stage: round(seconds, 6) for stage, seconds in timings_s.items()},
             device=torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.machine(),
-            versions=self._versions,
+            versions=versions(),
             worker=self.name,
             started_at=started_at,
             finished_at=time.time(),

@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 
 # Lowest first: a module may import from its own layer's package and from layers above it in this list.
 LAYERS = [
-    ["errors", "determinism"],
-    ["batch", "png", "storage"],
+    ["errors", "determinism", "identity", "randomness"],
+    ["png", "storage"],
+    ["images"],
+    ["batch"],
     ["teachers"],
-    ["plan", "shards"],
+    ["plan", "shards", "training"],
     ["synthesis", "commits"],
     ["report", "reader"],
     ["execution"],

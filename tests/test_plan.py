@@ -11,7 +11,8 @@ import pytest
 
 from nisynth.config import load_config
 from nisynth.errors import DataError
-from nisynth.plan import Plan, differing_fields, make_plan
+from nisynth.identity import differing_fields
+from nisynth.plan import Plan, make_plan
 
 IDENTITY: dict[str, Any] = {
     "arch": "resnet20",

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nisynth.batch import ImageBatch, Normalization, Task
+from nisynth.batch import ImageBatch, Task
 from nisynth.errors import ConfigError
+from nisynth.images import Normalization
 from nisynth.shards import OutputConfig, Shard, decode, encode, to_parquet
 
 CLASSES = ("plane", "car", "bird")
@@ -43,25 +44,24 @@ def decoded(data: bytes, format: Any, **options: Any) -> Shard:
 def test_parquet_round_trip_is_exact(pixels: Any) -> None:
     batch = make_batch()
     shard = decoded(encode(batch, OutputConfig(pixels=pixels), NORMALIZATION, CLASSES), "parquet")
-    assert shard.pixels.dtype == torch.uint8
-    assert shard.pixels.is_contiguous()
-    assert torch.equal(shard.pixels, NORMALIZATION.to_pixels(batch.images, pixels))
-    assert torch.equal(shard.labels, batch.labels)
-    assert shard.labels.dtype == torch.int64
-    assert shard.images is None
+    assert shard.images.pixels.dtype == torch.uint8
+    assert shard.images.pixels.is_contiguous()
+    assert torch.equal(shard.images.pixels, NORMALIZATION.to_pixels(batch.images, pixels))
+    assert torch.equal(shard.images.labels, batch.labels)
+    assert shard.images.labels.dtype == torch.int64
+    assert shard.normalized is None
     assert shard.task == 12
-    assert shard.index.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("pixels", ["clamp", "minmax"])
 def test_npz_keeps_the_exact_floats(pixels: Any) -> None:
     batch = make_batch()
     shard = decoded(encoded(NPZ, batch), "npz", pixels=pixels)
-    assert shard.images is not None
-    assert torch.equal(shard.images, batch.images)
-    assert torch.equal(shard.pixels, NORMALIZATION.to_pixels(batch.images, pixels))
-    assert torch.equal(shard.labels, batch.labels)
-    assert (shard.task, shard.index.tolist()) == (12, [0, 1, 2, 3, 4, 5])
+    assert shard.normalized is not None
+    assert torch.equal(shard.normalized, batch.images)
+    assert torch.equal(shard.images.pixels, NORMALIZATION.to_pixels(batch.images, pixels))
+    assert torch.equal(shard.images.labels, batch.labels)
+    assert shard.task == 12
 
 
 @pytest.mark.parametrize("output", [PARQUET, NPZ], ids=["parquet", "npz"])
@@ -70,16 +70,16 @@ def test_images_need_not_be_square_and_rows_are_cut(output: OutputConfig) -> Non
     labels = torch.tensor([2, 1, 0, 2, 1])
     data = encoded(output, ImageBatch(Task(0, 1, labels.numpy(), 2), images, labels))
     shard = decoded(data, output.format)
-    assert torch.equal(shard.pixels, NORMALIZATION.to_pixels(images[:2]))
-    assert shard.labels.tolist() == [2, 1]
+    assert torch.equal(shard.images.pixels, NORMALIZATION.to_pixels(images[:2]))
+    assert shard.images.labels.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("output", [PARQUET, NPZ], ids=["parquet", "npz"])
 def test_a_shard_holds_only_the_rows_the_task_keeps(output: OutputConfig) -> None:
     whole, last = make_batch(), make_batch(rows=1)
     shard = decoded(encoded(output, last), output.format)
-    assert shard.pixels.shape == (1, 3, 8, 8)
-    assert torch.equal(shard.pixels, decoded(encoded(output, whole), output.format).pixels[:1])
+    assert shard.images.pixels.shape == (1, 3, 8, 8)
+    assert torch.equal(shard.images.pixels, decoded(encoded(output, whole), output.format).images.pixels[:1])
 
 
 @pytest.mark.parametrize("output", [PARQUET, NPZ], ids=["parquet", "npz"])
@@ -92,7 +92,7 @@ def test_stored_png_holds_the_same_images_in_other_bytes() -> None:
     stored = OutputConfig(png="stored")
     assert encoded(stored) == encoded(stored) != encoded(PARQUET)
     assert torch.equal(
-        decoded(encoded(stored), "parquet").pixels, decoded(encoded(PARQUET), "parquet").pixels
+        decoded(encoded(stored), "parquet").images.pixels, decoded(encoded(PARQUET), "parquet").images.pixels
     )
     with pytest.raises(ConfigError, match=r"output\.png: 'stored' has no effect on npz"):
         OutputConfig(format="npz", png="stored")

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nisynth.batch import ImageBatch, Normalization, Task
+from nisynth.batch import ImageBatch, Task
 from nisynth.errors import DataError
+from nisynth.images import Normalization
 from nisynth.shards import OutputConfig, Shard, decode, encode, to_parquet
 
 CLASSES = ("plane", "car", "bird")
@@ -39,8 +40,8 @@ def decoded(data: bytes, format: Any, **options: Any) -> Shard:
 
 
 def content(shard: Shard) -> tuple[Any, ...]:
-    images = None if shard.images is None else shard.images.tolist()
-    return shard.pixels.tolist(), shard.labels.tolist(), images, shard.task, shard.index.tolist()
+    images = None if shard.normalized is None else shard.normalized.tolist()
+    return shard.images.pixels.tolist(), shard.images.labels.tolist(), images, shard.task
 
 
 def assert_refused(data: bytes, format: Any, words: str = "", **options: Any) -> None:
@@ -140,7 +141,7 @@ def forged(
 
 def test_the_seal_is_what_it_says() -> None:
     assert reseal(encoded(PARQUET)) == encoded(PARQUET)
-    assert decoded(forged(), "parquet").labels.tolist() == [0, 1]
+    assert decoded(forged(), "parquet").images.labels.tolist() == [0, 1]
 
 
 def huge_png(side_px: int) -> bytes:
@@ -211,7 +212,7 @@ def test_flipped_images_under_a_valid_seal_never_crash() -> None:
         for _ in range(rng.randint(1, 3)):
             damaged[rng.randrange(4, end)] ^= 1 << rng.randrange(8)
         try:
-            assert decoded(reseal(bytes(damaged)), "parquet").pixels.shape == (6, 3, 8, 8)
+            assert decoded(reseal(bytes(damaged)), "parquet").images.pixels.shape == (6, 3, 8, 8)
         except DataError:
             refused += 1
     assert refused > 200

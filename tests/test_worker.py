@@ -32,8 +32,8 @@ def pixels(url: str) -> dict[int, bytes]:
         commit = run.read(task)
         assert commit is not None
         shard = run.read_shard(commit)
-        tensor = shard.pixels if shard.images is None else shard.images
-        found[task] = tensor.numpy().tobytes() + shard.labels.numpy().tobytes()
+        tensor = shard.images.pixels if shard.normalized is None else shard.normalized
+        found[task] = tensor.numpy().tobytes() + shard.images.labels.numpy().tobytes()
     return found
 
 

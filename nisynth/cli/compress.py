@@ -10,10 +10,10 @@ import typer
 from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
 from nisynth.config import load_config, load_consumer_config
-from nisynth.consumers.device import default_device
 from nisynth.consumers.evaluate import Evaluation, evaluate, read_images
 from nisynth.errors import ConfigError
 from nisynth.teachers import Teacher, load_teacher
+from nisynth.training.device import default_device
 
 if (
     TYPE_CHECKING

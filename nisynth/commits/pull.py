@@ -23,7 +23,7 @@ from nisynth.commits.records import Commit, commit_key
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
 from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
-from nisynth.plan import differing_fields
+from nisynth.identity import differing_fields
 from nisynth.storage import AlreadyExists, NotFound, Store
 from nisynth.storage.local import LocalStore, path_of
 from nisynth.storage.single_writer import SingleWriter

@@ -21,7 +21,8 @@ from nisynth.commits.records import (
     shard_key,
 )
 from nisynth.errors import ConfigError, DataError, PlanMismatch, StorageError
-from nisynth.plan import Plan, differing_fields
+from nisynth.identity import differing_fields
+from nisynth.plan import Plan
 from nisynth.shards import Shard, decode
 from nisynth.storage import AlreadyExists, OutcomeUnknown, Store
 
@@ -208,10 +209,10 @@ class Run:
             )
         except DataError as error:
             raise bad_shard(self.store, row, f"does not decode: {error}") from None
-        shape, planned = tuple(shard.pixels.shape), (row.rows, 3, plan.input_px, plan.input_px)
+        shape, planned = tuple(shard.images.pixels.shape), (row.rows, 3, plan.input_px, plan.input_px)
         if shape != planned:
             raise bad_shard(self.store, row, f"holds images of shape {shape}, the plan's are {planned}")
-        if shard.labels.tolist() != plan.labels(row.task)[: row.rows].tolist():
+        if shard.images.labels.tolist() != plan.labels(row.task)[: row.rows].tolist():
             raise bad_shard(self.store, row, "holds other labels than the plan's")
         return shard
 

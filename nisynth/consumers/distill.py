@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nisynth.consumers.device import default_device
-from nisynth.consumers.narration import Say, silent
-from nisynth.consumers.realset import check_fits
 from nisynth.consumers.student import (
     Job,
     JobConfig,
@@ -23,10 +20,13 @@ from nisynth.consumers.student import (
     student_network,
 )
 from nisynth.consumers.student_report import StudentReport
-from nisynth.consumers.training import Loss
+from nisynth.consumers.training_log import Say, silent
 from nisynth.errors import ConfigError
+from nisynth.images import check_fits
 from nisynth.reader import SyntheticDataset, open_dataset
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
+from nisynth.training import Loss
+from nisynth.training.device import default_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,28 +4,19 @@ The images are a real test set or a run's own; every figure carries what it was 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nisynth.consumers.realset import check_fits, load_real_set
 from nisynth.errors import ConfigError
+from nisynth.images import LabelledImages, check_fits
+from nisynth.images.real import load_real_set
 from nisynth.reader import open_dataset
 from nisynth.teachers import Teacher
 from nisynth.teachers.predict import share
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """N images to judge by. pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. split: of the source."""
-
-    pixels: Tensor
-    labels: Tensor
-    source: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,9 @@ class Evaluation:
             yield names[-row], names[-column], count
 
 
-def read_images(data: str, network: Teacher, *, split: str = "test", allow_partial: bool = False) -> Images:
+def read_images(
+    data: str, network: Teacher, *, split: str = "test", allow_partial: bool = False
+) -> LabelledImages:
     """Returns the images at `data`: a run's URL, or whatever `load_real_set` reads.
 
     They are held against the network: number and order of classes, image size. allow_partial: take a run
@@ -85,16 +78,15 @@ def read_images(data: str, network: Teacher, *, split: str = "test", allow_parti
     if not _is_run(data):
         real = load_real_set(data, split)
         real.check_fits(network, "network")
-        return Images(real.pixels, real.labels, data, real.split)
+        return real
     dataset = open_dataset(data, allow_partial=allow_partial)
     size_px = (dataset.input_px, dataset.input_px)
     check_fits(network, "network", f"data {data}", dataset.classes, dataset.num_classes, size_px)
-    pixels, labels = dataset.load()
     part = "" if dataset.complete else " so far"
-    return Images(pixels, labels, data, f"synthetic images of run {dataset.fingerprint[:12]}{part}")
+    return replace(dataset.load(), split=f"synthetic images of run {dataset.fingerprint[:12]}{part}")
 
 
-def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None) -> Evaluation:
+def evaluate(network: Teacher, images: LabelledImages, *, against: Teacher | None = None) -> Evaluation:
     """Returns how the network does on the images, and how it compares with `against`.
 
     Each network normalizes the pixels its own way. Raises ConfigError when the two have other classes.
@@ -121,7 +113,7 @@ def evaluate(network: Teacher, images: Images, *, against: Teacher | None = None
     )
 
 
-def _compare(other: Teacher, images: Images, chosen: Tensor) -> Comparison:
+def _compare(other: Teacher, images: LabelledImages, chosen: Tensor) -> Comparison:
     theirs = other.predict(images.pixels)
     return Comparison(str(other.identity["arch"]), share(theirs == images.labels), share(theirs == chosen))
 

@@ -19,11 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.device import default_device, device_name, versions
 from nisynth.consumers.distill import LossConfig, check_teacher, distillation_loss
 from nisynth.consumers.filters import Cost, cost, prunable_layers, remove_filters, widths
-from nisynth.consumers.narration import Narration, Say, silent
 from nisynth.consumers.prune_report import (
     PrunePoint,
     PruneReport,
@@ -32,14 +29,20 @@ from nisynth.consumers.prune_report import (
     store_report,
     stored_points,
 )
-from nisynth.consumers.realset import RealSet, load_real_set
-from nisynth.consumers.training import Loss, TrainConfig, hard_label_loss, train
+from nisynth.consumers.training_log import Say, TrainingLog, silent
 from nisynth.errors import ConfigError
+from nisynth.identity import versions
+from nisynth.images import LabelledImages
+from nisynth.images.real import load_real_set
 from nisynth.reader import SyntheticDataset, open_dataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.teachers.narrow import PRUNED
+from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
+from nisynth.training import Loss, TrainConfig, WholeSet, hard_label_loss, train
+from nisynth.training.checkpoints import Checkpoints
+from nisynth.training.device import default_device, device_name
 
 FIGURE_KEY = "figure6.png"
 
@@ -110,7 +113,7 @@ class _Sweep:
         self.dataset: SyntheticDataset = open_dataset(config.data, allow_partial=config.allow_partial)
         self.teacher: Teacher = load_teacher(config.teacher, default_device())
         check_teacher(self.teacher, self.dataset)
-        self.test: RealSet = load_real_set(config.test_set)
+        self.test: LabelledImages = load_real_set(config.test_set)
         self.test.check_fits(self.teacher)
         self.network = self.teacher.network
         self.layers = prunable_layers(self.network, self.teacher.input_px, config.layers)
@@ -173,11 +176,11 @@ class _Sweep:
 
     def _fine_tune(self, pruned: nn.Module, ratio: float) -> list[dict[str, float]]:
         config = self.config.train
-        pixels, labels = self.dataset.load()
-        narration = Narration(self.say, config.epochs, min(config.batch_size, len(labels)))
+        images = self.dataset.load()
+        log = TrainingLog(self.say, config.epochs, min(config.batch_size, len(images)))
 
         def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
-            narration.on_epoch(record)
+            log.on_epoch(record)
             return {}
 
         if config.compile or self.teacher.device.type == "cuda":
@@ -185,14 +188,12 @@ class _Sweep:
             torch.compiler.reset()
         trained = train(
             pruned.requires_grad_(True),
-            pixels,
-            labels,
-            self.teacher.normalization,
+            WholeSet(images, self.teacher.normalization),
             self._loss(),
             config,
             device=self.teacher.device,
             on_epoch=on_epoch,
-            on_step=narration.on_step,
+            on_step=log.on_step,
             checkpoints=self._checkpoints(ratio),
         )
         return list(trained.history)
@@ -208,7 +209,7 @@ class _Sweep:
         return Checkpoints(self.store, identity, every_s=60.0 * self.config.checkpoint_minutes, key=key)
 
     def _accuracy(self, network: nn.Module) -> float:
-        return self.test.accuracy(network, self.teacher.normalization)
+        return accuracy(network, self.test.pixels, self.test.labels, self.teacher.normalization)
 
     def _identity(self) -> dict[str, Any]:
         by_teacher = self.config.loss == "teacher"

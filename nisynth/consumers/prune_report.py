@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nisynth.consumers.checkpoints import check_identity
 from nisynth.errors import DataError
 from nisynth.report.curves import pruning_curves
 from nisynth.storage import NotFound, Store
+from nisynth.training.checkpoints import check_identity
 
 RESULT_KEY = "result.json"
 

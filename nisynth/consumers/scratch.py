@@ -7,7 +7,6 @@ nowhere.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nisynth.consumers.narration import Say, silent
 from nisynth.consumers.student import (
     Job,
     JobConfig,
@@ -17,8 +16,9 @@ from nisynth.consumers.student import (
     student_network,
 )
 from nisynth.consumers.student_report import StudentReport
-from nisynth.consumers.training import TrainConfig, hard_label_loss
+from nisynth.consumers.training_log import Say, silent
 from nisynth.reader import open_dataset
+from nisynth.training import TrainConfig, hard_label_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,20 +11,24 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from nisynth.consumers.augment import mix
-from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.device import default_device, device_name, versions
-from nisynth.consumers.narration import Narration, Say
-from nisynth.consumers.realset import RealSet, load_real_set
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
-from nisynth.consumers.training import Loss, TrainConfig, train, workers
+from nisynth.consumers.training_log import Say, TrainingLog
 from nisynth.errors import ConfigError, one_line
+from nisynth.identity import versions
+from nisynth.images import LabelledImages
+from nisynth.images.real import load_real_set
+from nisynth.randomness import torch_seed
 from nisynth.reader import SyntheticDataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import read_checkpoint
 from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
+from nisynth.training import Loss, TrainConfig, WholeSet, train
+from nisynth.training.checkpoints import Checkpoints
+from nisynth.training.device import default_device, device_name
+from nisynth.training.loop import workers
 
 STUDENT_KEY = "student.safetensors"
 CURVE_KEY = "curve.png"
@@ -82,7 +86,7 @@ class Job:
     network: nn.Module
     loss: Loss
     identity: dict[str, Any]
-    test: RealSet | None
+    test: LabelledImages | None
     teacher: Teacher | None = None
 
 
@@ -115,7 +119,7 @@ def run_job(prepare: Callable[[Config], Job], config: Config, address: str | Non
 def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
     """Returns the student with its initial weights, drawn from the seed. Raises ConfigError."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(mix(config.train.seed, "init"))
+        torch.manual_seed(torch_seed(config.train.seed, "init"))
         arguments = {"num_classes": dataset.num_classes, **config.student.kwargs}
         network = build_network(config.student.arch, **arguments)
     try:
@@ -134,7 +138,7 @@ def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
     return network
 
 
-def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> RealSet | None:
+def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> LabelledImages | None:
     """Returns the real test set, None without one. Raises ConfigError when it does not fit the run."""
     if config.test_set is None:
         return None
@@ -162,27 +166,27 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     store = open_store(config.output)
     fp12, classes = dataset.fingerprint[:12], dataset.num_classes
     say(f"{len(dataset):,} images in {classes} classes of run {fp12}, on {device}")
-    pixels, labels = dataset.load()
-    narration = Narration(say, config.train.epochs, min(config.train.batch_size, len(dataset)))
+    images = dataset.load()
+    log = TrainingLog(say, config.train.epochs, min(config.train.batch_size, len(dataset)))
 
     def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
         epoch, figures = int(record["epoch"]), {}
         if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == config.train.epochs):
-            figures["test_accuracy"] = job.test.accuracy(network, dataset.normalization)
-        narration.on_epoch({**record, **figures})
+            figures["test_accuracy"] = accuracy(
+                network, job.test.pixels, job.test.labels, dataset.normalization
+            )
+        log.on_epoch({**record, **figures})
         return figures
 
     checkpoints = Checkpoints(store, job.identity, every_s=60.0 * config.checkpoint_minutes)
     trained = train(
         job.network,
-        pixels,
-        labels,
-        dataset.normalization,
+        WholeSet(images, dataset.normalization),
         job.loss,
         config.train,
         device=device,
         on_epoch=on_epoch,
-        on_step=narration.on_step,
+        on_step=log.on_step,
         checkpoints=checkpoints,
     )
     if workers()[0] != 0:
@@ -204,7 +208,7 @@ def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport
     network = job.network.to(default_device()).eval()
     report = replace(
         done,
-        test_accuracy=job.test.accuracy(network, job.dataset.normalization),
+        test_accuracy=accuracy(network, job.test.pixels, job.test.labels, job.dataset.normalization),
         teacher_accuracy=_teacher_accuracy(job),
         test_set=job.config.test_set,
         num_test_images=len(job.test),

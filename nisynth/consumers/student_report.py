@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from nisynth.consumers.checkpoints import check_identity
 from nisynth.errors import DataError
 from nisynth.storage import NotFound, Store
+from nisynth.training.checkpoints import check_identity
 
 RESULT_KEY = "result.json"
 Kind = Literal["distil", "scratch"]

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nisynth.consumers.realset import RealSet
 from nisynth.errors import StorageError
 from nisynth.evaluation.networks import EmbeddingNetwork
+from nisynth.images import LabelledImages
 from nisynth.reader import SyntheticDataset
 from nisynth.storage.cache import default_folder
 
@@ -63,11 +63,13 @@ class ImageSet:
             count=len(dataset),
             side_px=dataset.input_px,
             classes=dataset.classes,
-            batches=lambda: (dataset.read_shard(number) for number in range(len(dataset.shards))),
+            batches=lambda: (
+                (shard.pixels, shard.labels) for shard in map(dataset.read_shard, range(len(dataset.shards)))
+            ),
         )
 
     @classmethod
-    def of_real(cls, real: RealSet) -> "ImageSet":
+    def of_real(cls, real: LabelledImages) -> "ImageSet":
         """Returns a real set, which is in memory already."""
         return cls(
             source=real.source,

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from nisynth.commits import Run
-from nisynth.consumers.device import default_device
-from nisynth.consumers.realset import load_real_set
 from nisynth.errors import ConfigError
 from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.networks import SHIPPED, EmbeddingNetwork, load_embedding, read_layers
 from nisynth.evaluation.quality import Quality, measure_quality
+from nisynth.images.real import load_real_set
 from nisynth.reader import open_dataset
 from nisynth.storage import open_store
 from nisynth.teachers import load_teacher
+from nisynth.training.device import default_device
 
 Say = Callable[[str], None]
 OnImages = Callable[[int, int], None]

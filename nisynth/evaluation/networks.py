@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import ConfigError, TeacherError, one_line
+from nisynth.images import Normalization
 from nisynth.storage import NotFound, read_url
 from nisynth.teachers import load_teacher
 from nisynth.teachers.checkpoint import Checkpoint, hash_weights, parse_checkpoint

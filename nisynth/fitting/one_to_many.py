@@ -6,7 +6,6 @@ does. At its URL a fit leaves `generator.safetensors`, `result.json` (written la
 and, until then, `checkpoint.safetensors`, from which it goes on bit for bit.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from typing import Any
 
 import torch
 
-from nisynth.consumers.checkpoints import Checkpoints, TrainState, check_identity
 from nisynth.determinism import deterministic
 from nisynth.errors import ConfigError, DataError
+from nisynth.randomness import key
 from nisynth.storage import NotFound, Store, open_store
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.inversion.jitter import apply_jitter, draw_jitter
@@ -28,6 +27,7 @@ from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.sampling import generator_bytes
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.teachers.checkpoint import hash_weights
+from nisynth.training.checkpoints import Checkpoints, TrainState, check_identity
 
 GENERATOR_KEY, RESULT_KEY = "generator.safetensors", "result.json"
 
@@ -174,5 +174,4 @@ class _Fit:
             on_step(state.step, values)
 
     def _rng(self, purpose: str) -> torch.Generator:
-        digest = hashlib.sha256(f"{self._config.seed}/fit/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        return torch.Generator().manual_seed(key(self._config.seed, "fit", purpose))

@@ -11,7 +11,7 @@ batches.py  images asked for together, as tensors
 source.py   decoded shards from memory, disk or store
 """
 
-from nisynth.reader.batches import Images, collate
+from nisynth.reader.batches import collate
 from nisynth.reader.dataset import SyntheticDataset, open_dataset
 from nisynth.reader.follow import FollowConfig
 from nisynth.reader.sampler import ElasticBatchSampler
@@ -20,7 +20,6 @@ from nisynth.reader.stream import Stream
 __all__ = [
     "ElasticBatchSampler",
     "FollowConfig",
-    "Images",
     "Stream",
     "SyntheticDataset",
     "collate",

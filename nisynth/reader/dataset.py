@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nisynth.batch import Normalization
 from nisynth.commits import Run
 from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
 from nisynth.errors import ConfigError, DataError, IncompleteRun
+from nisynth.images import LabelledImages, Normalization
 from nisynth.plan import Plan
-from nisynth.reader.batches import Images
 from nisynth.reader.cursor import Cursor, rank_and_world_size
 from nisynth.reader.follow import FollowConfig, Follower
 from nisynth.reader.order import LANES, Batches
@@ -105,7 +104,7 @@ class SyntheticDataset(Dataset[Any]):
         self._plan, self._settings, self._follower = plan, settings, follower
         self._joined = {row.task: 0 for row in view.shards}
         self._epochs_begun = 0
-        self._loaded: tuple[Tensor, Tensor] | None = None
+        self._loaded: LabelledImages | None = None
         self._source: tuple[int, ShardSource] | None = None
 
     def __len__(self) -> int:
@@ -150,17 +149,17 @@ class SyntheticDataset(Dataset[Any]):
         return (pixels[0] if self.transform is None else self.transform(pixels[0])), int(labels[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Returns these images in one copy, as `Images`; with a transform, a list of (image, label).
+        """Returns these images in one copy, as `LabelledImages`; with a transform, a list of (image, label).
 
         A DataLoader calls this for each batch; `nisynth.collate` makes tensors of either.
         """
         pixels, labels = self._gathered(indices)
         if self.transform is None:
-            return Images(pixels, labels)
+            return LabelledImages(pixels, labels)
         return [(self.transform(image), label) for image, label in zip(pixels, labels.tolist(), strict=True)]
 
-    def load(self, on_shard: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
-        """Returns all images, uint8 `(N, 3, H, W)`, and labels, int64 `(N,)`, decoded once and then kept.
+    def load(self, on_shard: Callable[[int, int], None] | None = None) -> LabelledImages:
+        """Returns all images with their labels, decoded once and then kept.
 
         Memory is their tensor and a few shards. on_shard: called with (shards decoded, shards in all).
         Raises DataError, naming the shard and the cure; StorageError.
@@ -169,9 +168,10 @@ class SyntheticDataset(Dataset[Any]):
             self._loaded = self._decode_all(on_shard)
         return self._loaded
 
-    def read_shard(self, number: int) -> tuple[Tensor, Tensor]:
-        """Returns images `(n, 3, H, W)` and labels `(n,)` of `shards[number]`, checked and decoded."""
-        return self.source.read(self.shards[number], keep=self._settings.keep_loaded)
+    def read_shard(self, number: int) -> LabelledImages:
+        """Returns the images of `shards[number]`, checked and decoded."""
+        found = self.source.read(self.shards[number], keep=self._settings.keep_loaded)
+        return LabelledImages(*found, self.classes, self.url)
 
     def warm(self, on_shard: Callable[[int, int], None] | None = None) -> None:
         """Fetches and decodes every shard into the cache, where every later reading finds it."""
@@ -289,22 +289,23 @@ class SyntheticDataset(Dataset[Any]):
         if self._loaded is None:
             return self.source.gather(self.view, chosen)
         at = torch.from_numpy(chosen)
-        pixels, labels = self._loaded
+        pixels, labels = self._loaded.pixels, self._loaded.labels
         # Five times as fast over rows of 3*H*W bytes as over (3, H, W).
         flat = pixels.view(len(pixels), -1).index_select(0, at)
         return flat.view(-1, *pixels.shape[1:]), labels[at]
 
-    def _decode_all(self, on_shard: Callable[[int, int], None] | None) -> tuple[Tensor, Tensor]:
+    def _decode_all(self, on_shard: Callable[[int, int], None] | None) -> LabelledImages:
         pixels = torch.empty((len(self), 3, self.input_px, self.input_px), dtype=torch.uint8)
         labels = torch.empty(len(self), dtype=torch.int64)
 
         def fill(number: int) -> None:
             end = int(self.view.ends[number])
             place = slice(end - self.shards[number].rows, end)
-            pixels[place], labels[place] = self.read_shard(number)
+            images = self.read_shard(number)
+            pixels[place], labels[place] = images.pixels, images.labels
 
         self._each_shard(fill, on_shard)
-        return pixels, labels
+        return LabelledImages(pixels, labels, self.classes, self.url)
 
     def _each_shard(self, work: Callable[[int], object], on_shard: Callable[[int, int], None] | None) -> None:
         with ThreadPoolExecutor(READERS) as pool:

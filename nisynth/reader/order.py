@@ -9,16 +9,13 @@ The permutations are our own (splitmix64 keyed by sha256), since no library prom
 gives the same stream in its next version.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from nisynth.errors import ConfigError
-
-Int64 = npt.NDArray[np.int64]
+from nisynth.randomness import Int64, permutation
 
 ORDER_NAME = "nisynth-order-1"
 """Changed whenever the same arguments give another sequence, so that an old state is not misread."""
@@ -29,27 +26,6 @@ WINDOW_BYTES = 1 << 30
 def default_window(num_images: int, input_px: int) -> int:
     """Returns how many images are shuffled among each other: 1 GiB of pixels, or the whole set."""
     return max(1, min(num_images, WINDOW_BYTES // (3 * input_px**2)))
-
-
-def key(*parts: object) -> int:
-    """Returns the 64-bit number that stands for `parts` (joined by "/"): the start of their sha256."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def mix(start: int, count: int) -> npt.NDArray[np.uint64]:
-    """Returns the first `count` outputs of splitmix64 from the state `start`; no two of them are equal."""
-    z = np.arange(1, count + 1, dtype=np.uint64)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(start)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def permutation(count: int, *parts: object) -> Int64:
-    """Returns the permutation of `0..count-1` that `parts` name."""
-    return np.argsort(mix(key(*parts), count), kind="stable").astype(np.int64)
 
 
 @dataclass(frozen=True)

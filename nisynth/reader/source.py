@@ -21,7 +21,7 @@ from nisynth.commits import Run
 from nisynth.commits.fetch import fetch_shard
 from nisynth.commits.seal import ManifestRow
 from nisynth.errors import DataError
-from nisynth.reader.order import Int64
+from nisynth.randomness import Int64
 from nisynth.reader.view import View
 from nisynth.storage.decoded import DecodedCache
 
@@ -142,7 +142,7 @@ class ShardSource:
         began = time.perf_counter()
         shard = self.run.decode(row, data)
         self._count(fetched_bytes=len(data), decode_s=time.perf_counter() - began)
-        return shard.pixels, shard.labels
+        return shard.images.pixels, shard.images.labels
 
     def _fetch(self, row: ManifestRow) -> bytes:
         try:

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nisynth.errors import ConfigError
+from nisynth.randomness import Int64
 from nisynth.reader.cursor import Cursor
-from nisynth.reader.order import Batches, EpochOrder, Int64
+from nisynth.reader.order import Batches, EpochOrder
 from nisynth.reader.source import ShardSource, Stats
 from nisynth.reader.view import View
 

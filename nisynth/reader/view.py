@@ -12,7 +12,7 @@ from nisynth.commits import Run
 from nisynth.commits.records import misfit
 from nisynth.commits.seal import ManifestRow
 from nisynth.errors import DataError
-from nisynth.reader.order import Int64
+from nisynth.randomness import Int64
 
 MAX_PACKED_BYTES = 1 << 24
 

@@ -83,8 +83,8 @@ def sample_images(run: Run, rows: int) -> tuple[Tensor, Tensor]:
     tasks = sorted(run.committed())
     rejected = None if tasks else read_rejected(run)
     if rejected is not None:
-        shard = run.read_shard(rejected.batch)
-        parts = [(shard.pixels, shard.labels)]
+        images = run.read_shard(rejected.batch).images
+        parts = [(images.pixels, images.labels)]
     elif tasks:
         with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(lambda task: _read(run, task), _spread(run, tasks, rows))
@@ -113,8 +113,8 @@ def _read(run: Run, task: int) -> tuple[Tensor, Tensor] | None:
     commit = run.read(task)
     if commit is None:  # listed, then gone: redo was quicker
         return None
-    shard = run.read_shard(commit)
-    return shard.pixels, shard.labels
+    images = run.read_shard(commit).images
+    return images.pixels, images.labels
 
 
 def _choose(labels: list[Tensor], rows: int) -> list[int]:

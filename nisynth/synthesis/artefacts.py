@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 
 
 def differing_normalization(metadata: Mapping[str, str], own: Normalization) -> str | None:

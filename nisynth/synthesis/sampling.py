@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nisynth.batch import ImageBatch, Normalization, Task
+from nisynth.batch import ImageBatch, Task
 from nisynth.determinism import deterministic
 from nisynth.errors import ConfigError, TaskFailure, TeacherError
+from nisynth.images import Normalization
 from nisynth.synthesis.artefacts import differing_normalization
 from nisynth.synthesis.naturalinversion.generator import Generator
 from nisynth.synthesis.protocol import StepCallback

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from nisynth.batch import Normalization
 from nisynth.errors import ConfigError, TeacherError, one_line
+from nisynth.images import Normalization
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
 from nisynth.teachers.narrow import PRUNED, narrow_to

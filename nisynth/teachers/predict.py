@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 from nisynth.teachers.logits import Exit
 from nisynth.teachers.operations import first_tensor
 

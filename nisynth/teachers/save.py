@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import safetensors.torch
 from torch import nn
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 
 
 def network_bytes(

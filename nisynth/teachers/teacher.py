@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import TeacherError
+from nisynth.images import Normalization
 from nisynth.teachers.checkpoint import hash_weights
 from nisynth.teachers.predict import BATCH_SIZE, predict, share
 from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE

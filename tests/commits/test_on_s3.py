@@ -73,8 +73,8 @@ def test_a_run_on_s3_from_the_first_commit_to_a_copy(s3_url: str, tmp_path: Path
     assert verify(Run.open(copy), deep=True).problems == ()
     assert pull(open_store(s3_url), str(tmp_path / "copy")).fetched == 0
     here, there = open_dataset(str(tmp_path / "copy")), open_dataset(s3_url, cache=tmp_path / "cache")
-    assert torch.equal(here.load()[0], there.load()[0])
-    assert here.load()[1].tolist() == there.load()[1].tolist()
+    assert torch.equal(here.load().pixels, there.load().pixels)
+    assert here.load().labels.tolist() == there.load().labels.tolist()
 
 
 def test_a_pull_over_a_bad_network_is_whole(

@@ -59,7 +59,9 @@ def test_the_copy_opens_as_a_run(tmp_path: Path) -> None:
     assert verify(opened, deep=True).problems == ()
     found = status(opened)
     assert (found.complete, found.committed, found.images) == (True, TASKS, 22)
-    assert torch.equal(open_dataset(str(tmp_path / "copy")).load()[0], open_dataset(run.store.url).load()[0])
+    assert torch.equal(
+        open_dataset(str(tmp_path / "copy")).load().pixels, open_dataset(run.store.url).load().pixels
+    )
 
 
 def test_the_copy_may_lie_on_a_disk_without_hard_links(

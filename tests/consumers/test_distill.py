@@ -131,9 +131,9 @@ def test_the_loss_is_the_scaled_divergence() -> None:
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(world: Path) -> None:
     teacher = teacher_of(world)
-    pixels, labels = open_dataset(str(world / "run")).load()
-    images = teacher.normalization.normalize(pixels)
-    loss = distillation_loss(teacher, LossConfig())(teacher.logits(images), images, labels)
+    read = open_dataset(str(world / "run")).load()
+    images = teacher.normalization.normalize(read.pixels)
+    loss = distillation_loss(teacher, LossConfig())(teacher.logits(images), images, read.labels)
     assert loss.item() == pytest.approx(0.0, abs=1e-5)
 
 
@@ -228,13 +228,13 @@ def test_another_test_set_measures_the_stored_student_and_trains_nothing(
 def test_a_distillation_killed_by_9_ends_with_the_same_student(world: Path, tmp_path: Path) -> None:
     """The command is killed in the middle of its second epoch; then the job's file runs it again."""
     script = (
-        "import os, signal, sys, json; import nisynth.consumers.narration as n\n"
+        "import os, signal, sys, json; import nisynth.consumers.training_log as n\n"
         "from nisynth.cli import execute\n"
-        "told = n.Narration.on_step\n"
+        "told = n.TrainingLog.on_step\n"
         "def on_step(self, done, total):\n"
         "    if done == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    told(self, done, total)\n"
-        "n.Narration.on_step = on_step\n"
+        "n.TrainingLog.on_step = on_step\n"
         "execute(['distil', sys.argv[1]])\n"
     )
     path = tmp_path / "job.yaml"

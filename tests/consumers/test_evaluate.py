@@ -7,8 +7,9 @@ import torch
 
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.consumers.evaluate import Images, evaluate, read_images
+from nisynth.consumers.evaluate import evaluate, read_images
 from nisynth.errors import ConfigError, IncompleteRun
+from nisynth.images import LabelledImages
 from nisynth.storage import open_store
 from nisynth.teachers import Teacher, load_teacher
 from tests.tiny import commit_all, tiny_config, tiny_plan, tiny_weights
@@ -18,11 +19,11 @@ def tiny_teacher(folder: Path, seed: int = 0) -> Teacher:
     return load_teacher(tiny_config(folder).teacher, weights=tiny_weights(folder, seed))
 
 
-def random_images(count: int, seed: int = 0) -> Images:
+def random_images(count: int, seed: int = 0) -> LabelledImages:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 3, (count,), generator=generator)  # class 3 has no images
-    return Images(pixels, labels, "somewhere", "test")
+    return LabelledImages(pixels, labels, (), "somewhere", "test")
 
 
 def test_every_figure_against_a_plain_count(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_shipped_teacher_on_real_images(shared: Path) -> None:
     teacher = load_teacher(arch="resnet20")
     images = read_images(str(shared / "data" / "cifar10-test.parquet"), teacher)
     assert images.split == "cifar10-test"
-    part = Images(images.pixels[:1000], images.labels[:1000], images.source, images.split)
+    part = images[:1000]
     found = evaluate(teacher, part)
     assert 0.90 < found.accuracy < 0.94
     assert {"cat", "dog"} == set(next(found.confused())[:2])

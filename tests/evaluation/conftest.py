@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nisynth.batch import Normalization
-from nisynth.consumers.realset import RealSet
 from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.networks import EmbeddingNetwork, read_layers
+from nisynth.images import LabelledImages, Normalization
 from tests.tiny import TinyNet
 
 CLASSES = ("0", "1", "2", "3")
@@ -32,4 +31,6 @@ def images(count: int, seed: int = 0, side_px: int = 16, low: int = 0, high: int
     """Returns random images, their classes in turn."""
     rng = torch.Generator().manual_seed(seed)
     pixels = torch.randint(low, high, (count, 3, side_px, side_px), dtype=torch.uint8, generator=rng)
-    return ImageSet.of_real(RealSet(pixels, torch.arange(count) % 4, CLASSES, f"memory-{seed}", "test"))
+    return ImageSet.of_real(
+        LabelledImages(pixels, torch.arange(count) % 4, CLASSES, f"memory-{seed}", "test")
+    )

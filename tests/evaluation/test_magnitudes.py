@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from nisynth.consumers.realset import RealSet, load_real_set
 from nisynth.evaluation.embedding import Features, ImageSet, embed
 from nisynth.evaluation.figures import METRICS, measure_figures
 from nisynth.evaluation.frechet import Gaussian, frechet_distance
@@ -14,6 +13,8 @@ from nisynth.evaluation.manifold import compare_manifolds
 from nisynth.evaluation.networks import EmbeddingNetwork, load_embedding
 from nisynth.evaluation.quality import how_to_read
 from nisynth.evaluation.scores import calibrate, kernel_distance
+from nisynth.images import LabelledImages
+from nisynth.images.real import load_real_set
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def real(shared: Path, network: EmbeddingNetwork, tmp_path_factory: pytest.TempP
 def noise(network: EmbeddingNetwork, tmp_path_factory: pytest.TempPathFactory) -> Features:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=rng)
-    images = RealSet(pixels, torch.arange(1000) % 10, (), "noise", "noise")
+    images = LabelledImages(pixels, torch.arange(1000) % 10, (), "noise", "noise")
     return embed(ImageSet.of_real(images), network, folder=tmp_path_factory.mktemp("noise"))
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from nisynth.commits import Run
-from nisynth.consumers.realset import RealSet
 from nisynth.evaluation import figures
 from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.figures import Samples
 from nisynth.evaluation.networks import EmbeddingNetwork
 from nisynth.evaluation.pixels import measure_pixels
 from nisynth.evaluation.quality import Quality, how_to_read, measure_quality
+from nisynth.images import LabelledImages
 from nisynth.storage import open_store
 from tests.command_line import nisynth
 from tests.evaluation.conftest import CLASSES, images
@@ -107,7 +107,7 @@ def test_a_copied_real_image_is_found(network: EmbeddingNetwork) -> None:
     pixels = torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=rng)
     pixels[7] = next(real.batches())[0][11]
     pixels[9] = pixels[8]
-    synthetic = ImageSet.of_real(RealSet(pixels, torch.arange(30) % 4, CLASSES, "copy", "test"))
+    synthetic = ImageSet.of_real(LabelledImages(pixels, torch.arange(30) % 4, CLASSES, "copy", "test"))
     found = measure(synthetic, network, real=real)
     assert (found.closest[0].synthetic, found.closest[0].real) == (7, 11)
     assert (found.closest[0].ratio, found.closest[0].pixel_distance) == (pytest.approx(0.0, abs=1e-3), 0.0)
@@ -119,7 +119,9 @@ def test_pixel_statistics() -> None:
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     pixels[:, 1] = 255
     pixels[:, 2] = torch.arange(4, dtype=torch.uint8) * 10
-    found = measure_pixels(ImageSet.of_real(RealSet(pixels, torch.zeros(2).long(), (), "memory", "test")))
+    found = measure_pixels(
+        ImageSet.of_real(LabelledImages(pixels, torch.zeros(2).long(), (), "memory", "test"))
+    )
     assert found.mean == (0.0, 255.0, 15.0)
     assert found.std == (0.0, 0.0, pytest.approx(125**0.5))
     assert found.saturated == (1.0, 1.0, 0.25)

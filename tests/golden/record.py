@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import yaml
 
-from nisynth.batch import ImageBatch, Normalization, Task
+from nisynth.batch import ImageBatch, Task
 from nisynth.config import load_config
 from nisynth.execution.run import plan_run
+from nisynth.images import Normalization
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
 from nisynth.teachers import Teacher, load_teacher
 from tests.command_line import nisynth

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nisynth.batch import Normalization
-from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.training import TrainConfig, TrainResult, hard_label_loss, train
+from nisynth.images import LabelledImages, Normalization
 from nisynth.storage import open_store
 from nisynth.teachers import build_network
+from nisynth.training import TrainConfig, TrainResult, WholeSet, hard_label_loss, train
+from nisynth.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CONFIG = TrainConfig(epochs=4, batch_size=64, lr=0.05)
@@ -21,11 +21,11 @@ class Killed(Exception):
     pass
 
 
-def images() -> tuple[Tensor, Tensor]:
+def images() -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(512) % 4
     noise = torch.randint(0, 128, (512, 3, 32, 32), generator=generator)
-    return (noise + 32 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+    return LabelledImages((noise + 32 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
 
 
 def network() -> nn.Module:
@@ -35,7 +35,7 @@ def network() -> nn.Module:
 
 def fit(net: nn.Module, config: TrainConfig, **options: object) -> TrainResult:
     normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return train(net, *images(), normalization, hard_label_loss, config, device="cuda", **options)  # type: ignore[arg-type]
+    return train(net, WholeSet(images(), normalization), hard_label_loss, config, device="cuda", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("precision", "compiled"), [("auto", True), ("bfloat16", False), ("float32", False)])
@@ -70,9 +70,7 @@ def test_a_batch_beyond_the_memory_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size: 2000000 images, .*lower it"):
         train(
             build_network("resnet34", 4),
-            pixels,
-            labels,
-            Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+            WholeSet(LabelledImages(pixels, labels), Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))),
             hard_label_loss,
             config,
         )

@@ -56,7 +56,8 @@ def test_the_images_are_recognised_also_by_a_network_that_had_no_part_in_them(
     report: RunReport, s3: str, shared: Path, tmp_path: Path
 ) -> None:
     dataset = open_dataset(f"{s3}/run", cache=tmp_path)
-    pixels, labels = dataset.load()
+    images = dataset.load()
+    pixels, labels = images.pixels, images.labels
     assert len(dataset) == IMAGES
     accuracy = load_teacher(arch="resnet20").accuracy(pixels, labels)
     assert accuracy >= 0.9

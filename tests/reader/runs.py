@@ -30,7 +30,7 @@ def open_run(run: Run, tmp_path: Path, **options: Any) -> SyntheticDataset:
 
 def numbers(images: SyntheticDataset, pixels: Tensor) -> list[int]:
     """Returns which image of the set each one is."""
-    known = {bytes(image.numpy().tobytes()): number for number, image in enumerate(images.load()[0])}
+    known = {bytes(image.numpy().tobytes()): number for number, image in enumerate(images.load().pixels)}
     return [known[image.contiguous().numpy().tobytes()] for image in pixels]
 
 
@@ -39,6 +39,6 @@ def shown(images: SyntheticDataset, batches: Any) -> list[int]:
     found: list[int] = []
     for pixels, labels in batches:
         chosen = numbers(images, pixels)
-        assert torch.equal(images.load()[1][chosen], labels)
+        assert torch.equal(images.load().labels[chosen], labels)
         found += chosen
     return found

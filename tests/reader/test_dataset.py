@@ -48,7 +48,8 @@ def test_a_run_becomes_a_torch_dataset(tmp_path: Path, format_: str) -> None:
     assert dataset.fingerprint == run.plan.fingerprint
     assert dataset.normalization == run.plan.normalization
 
-    pixels, labels = dataset.load()
+    images = dataset.load()
+    pixels, labels = images.pixels, images.labels
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (14, 3, 16, 16))
     assert (labels.dtype, tuple(labels.shape)) == (torch.int64, (14,))
     expected = [run.plan.normalization.to_pixels(fake_batch(run.plan, task).images) for task in range(4)]
@@ -69,21 +70,21 @@ def test_a_data_loader_takes_it_with_and_without_processes(tmp_path: Path) -> No
     for num_workers in (0, 1):
         batches = list(DataLoader(dataset, batch_size=5, num_workers=num_workers))
         assert [len(images) for images, _ in batches] == [5, 5, 5, 1]
-        assert torch.equal(torch.cat([images for images, _ in batches]), dataset.load()[0])
+        assert torch.equal(torch.cat([images for images, _ in batches]), dataset.load().pixels)
 
 
 def test_it_travels_to_another_process_before_and_after_loading(tmp_path: Path) -> None:
     dataset = open_dataset(make_run(tmp_path).store.url)
-    before = pickle.loads(pickle.dumps(dataset)).load()[0]
-    after = pickle.loads(pickle.dumps(dataset)).load()[0]
-    assert torch.equal(before, dataset.load()[0])
-    assert torch.equal(after, dataset.load()[0])
+    before = pickle.loads(pickle.dumps(dataset)).load().pixels
+    after = pickle.loads(pickle.dumps(dataset)).load().pixels
+    assert torch.equal(before, dataset.load().pixels)
+    assert torch.equal(after, dataset.load().pixels)
 
 
 def test_every_shard_can_be_read_alone(tmp_path: Path) -> None:
     dataset = open_dataset(make_run(tmp_path).store.url)
-    parts = [dataset.read_shard(number)[0] for number in range(len(dataset.shards))]
-    assert torch.equal(torch.cat(parts), dataset.load()[0])
+    parts = [dataset.read_shard(number).pixels for number in range(len(dataset.shards))]
+    assert torch.equal(torch.cat(parts), dataset.load().pixels)
 
 
 def test_the_content_hash_tells_equal_sets_from_others(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_an_incomplete_run_is_opened_only_on_request(tmp_path: Path) -> None:
         open_dataset(run.store.url)
     dataset = open_dataset(run.store.url, allow_partial=True)
     assert (len(dataset), dataset.complete) == (8, False)
-    assert dataset.load()[1].tolist() == [*run.plan.labels(1), *run.plan.labels(3)]
+    assert dataset.load().labels.tolist() == [*run.plan.labels(1), *run.plan.labels(3)]
 
 
 def test_a_run_without_commits_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
@@ -173,10 +174,10 @@ def test_a_manifest_that_does_not_fit_the_plan_is_refused(
 
 def test_a_cached_run_is_read_once_and_then_from_the_disk(tmp_path: Path) -> None:
     run = make_run(tmp_path, "memory://cached")
-    first = open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]
+    first = open_dataset(run.store.url, cache=tmp_path / "cache").load().pixels
     for task in range(4):
         run.store.delete(shard_of(run, task))
-    again = open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]
+    again = open_dataset(run.store.url, cache=tmp_path / "cache").load().pixels
     assert torch.equal(first, again)
     with pytest.raises(DataError, match="is missing"):
         open_dataset(run.store.url, cache=tmp_path / "other").load()
@@ -185,21 +186,21 @@ def test_a_cached_run_is_read_once_and_then_from_the_disk(tmp_path: Path) -> Non
 def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     dataset = open_dataset(run.store.url, cache=tmp_path / "cache")
-    pixels, _ = dataset.load()
+    pixels = dataset.load().pixels
     for path in (tmp_path / "cache").glob("u8/*/*"):
         damage(path)
     again = open_dataset(run.store.url, cache=tmp_path / "cache")
-    assert torch.equal(again.load()[0], pixels)
+    assert torch.equal(again.load().pixels, pixels)
     assert (again.source.stats.damaged, again.source.stats.cache_hits) == (4, 0)
     third = open_dataset(run.store.url, cache=tmp_path / "cache")
-    assert torch.equal(third.load()[0], pixels)
+    assert torch.equal(third.load().pixels, pixels)
     assert (third.source.stats.damaged, third.source.stats.fetched_bytes) == (0, 0)
 
 
 def test_a_cache_that_cannot_be_written_slows_nothing_down_but_fetching(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     run = make_run(tmp_path)
-    assert len(open_dataset(run.store.url, cache=tmp_path / "cache").load()[0]) == 16
+    assert len(open_dataset(run.store.url, cache=tmp_path / "cache").load().pixels) == 16
 
 
 def test_local_runs_keep_no_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,11 +214,11 @@ def test_a_run_on_s3_is_cached_where_the_platform_keeps_caches(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     run = make_run(tmp_path, s3_url)
-    first = open_dataset(s3_url).load()[0]
+    first = open_dataset(s3_url).load().pixels
     assert len(list((tmp_path / "xdg/nisynth/u8").glob("*/*"))) == 4
     for task in range(4):
         run.store.delete(shard_of(run, task))
-    assert torch.equal(open_dataset(s3_url).load()[0], first)
+    assert torch.equal(open_dataset(s3_url).load().pixels, first)
     with pytest.raises(DataError, match="is missing"):
         open_dataset(s3_url, cache_bytes=0).load()
 
@@ -228,7 +229,7 @@ def test_a_machine_with_only_torch_opens_a_run(tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('ray', 'boto3', 'pydantic', 'datasets', 'typer'): sys.modules[name] = None\n"
         "import nisynth\n"
-        "print(len(nisynth.open_dataset(sys.argv[1]).load()[1]))\n"
+        "print(len(nisynth.open_dataset(sys.argv[1]).load().labels))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, run.store.url], check=True, capture_output=True, text=True

@@ -183,4 +183,4 @@ def test_damage_at_the_store_is_named_without_a_cache_too(tmp_path: Path, s3_url
     run.store.put(images.shards[0].shard, b"x" * images.shards[0].bytes)
     with pytest.raises(DataError, match=r"redo .*--task 0"):
         list(images.stream(4))
-    assert torch.equal(images.read_shard(1)[1], images.targets[8:16])
+    assert torch.equal(images.read_shard(1).labels, images.targets[8:16])

@@ -54,7 +54,7 @@ def test_batches_are_tensors_of_ones_own(images: SyntheticDataset) -> None:
     pixels.zero_()
     labels.fill_(-1)
     stream.set_epoch(0)
-    assert torch.equal(next(iter(stream))[0], images.load()[0][:8])
+    assert torch.equal(next(iter(stream))[0], images.load().pixels[:8])
     assert shown(images, images.stream(8, shuffle=False, drop_last=False)) == list(range(NUM_IMAGES))
 
 
@@ -246,7 +246,8 @@ def test_a_loader_without_our_collate_gives_the_same(images: SyntheticDataset) -
 
 def test_slices_lists_transforms_and_targets(tmp_path: Path, images: SyntheticDataset) -> None:
     lazy = open_dataset(images.url, cache=tmp_path / "cache")
-    pixels, labels = images.load()
+    whole = images.load()
+    pixels, labels = whole.pixels, whole.labels
     assert "in memory" in repr(images)
     assert "in memory" not in repr(lazy)
     assert torch.equal(lazy.targets, labels)
@@ -302,5 +303,5 @@ def test_npz_shards_that_differ_in_how_floats_become_pixels_are_kept_apart(tmp_p
         run = make_run(tmp_path, str(tmp_path / how), output={"format": "npz", "pixels": how})
         images = open_run(run, tmp_path)
         sets.append(torch.cat([pixels for pixels, _ in images.stream(4, shuffle=False)]))
-        assert torch.equal(sets[-1], open_dataset(run.store.url, cache=False).load()[0])
+        assert torch.equal(sets[-1], open_dataset(run.store.url, cache=False).load().pixels)
     assert not torch.equal(*sets)

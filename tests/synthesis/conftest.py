@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization, Task
+from nisynth.batch import Task
+from nisynth.images import Normalization
 from nisynth.teachers import Teacher, load_teacher
 
 MakeTask = Callable[..., Task]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import TeacherError
+from nisynth.images import Normalization
 from nisynth.teachers import build_network, load_teacher
 from nisynth.teachers.narrow import PRUNED
 from nisynth.teachers.save import network_bytes

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nisynth.batch import Normalization
 from nisynth.errors import TeacherError
+from nisynth.images import Normalization
 from nisynth.teachers import Teacher
 
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

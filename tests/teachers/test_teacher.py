@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import TeacherError
+from nisynth.images import Normalization
 from nisynth.teachers import Tap, Teacher, load_teacher
 
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

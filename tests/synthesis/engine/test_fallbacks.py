@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import TaskFailure
+from nisynth.images import Normalization
 from nisynth.synthesis import EngineConfig
 from nisynth.synthesis.engine import capture
 from nisynth.synthesis.engine import loop as engine_module

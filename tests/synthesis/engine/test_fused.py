@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 from nisynth.synthesis.engine.activations import fuse_activations
 from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.precision import Arithmetic

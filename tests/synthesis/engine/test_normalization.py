@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.normalization import norm_relu
 from nisynth.synthesis.engine.statistics import moments

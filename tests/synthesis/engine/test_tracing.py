@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
+from nisynth.images import Normalization
 from nisynth.synthesis.engine.fused import FusedTeacher
 from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.teachers import Teacher

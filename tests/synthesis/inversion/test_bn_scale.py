@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization, Task
+from nisynth.batch import Task
+from nisynth.images import Normalization
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
 from nisynth.synthesis.inversion.bn_scale import REFERENCE, BNScale, sampling_noise, scale_of_norms
 from nisynth.synthesis.inversion.priors import feature_distribution

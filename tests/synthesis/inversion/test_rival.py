@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nisynth.batch import Normalization
 from nisynth.config import load_config
 from nisynth.errors import ConfigError, NisynthError, PlanMismatch
 from nisynth.execution.run import plan_run, run
+from nisynth.images import Normalization
 from nisynth.synthesis import (
     DeepInversionConfig,
     EngineConfig,

@@ -5,11 +5,12 @@ device, for every number of workers, and again after a resume. The images stay u
 each batch is gathered, shifted and mirrored there by one indexing, with no loader process in between.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nisynth.randomness import torch_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class EpochDraws:
 
 def draw_epoch(seed: int, epoch: int, num_images: int, pad_px: int, flip: bool) -> EpochDraws:
     """Returns the draws of one epoch over all images: a permutation, crops of a padded image, mirrorings."""
-    generator = torch.Generator().manual_seed(mix(seed, "epoch", epoch))
+    generator = torch.Generator().manual_seed(torch_seed(seed, "epoch", epoch))
     order = torch.randperm(num_images, generator=generator)
     shift = torch.randint(-pad_px, pad_px + 1, (num_images, 2), generator=generator)
     mirrored = torch.rand(num_images, generator=generator) < 0.5
@@ -54,9 +55,3 @@ def augment(pixels: Tensor, order: Tensor, shift_px: Tensor, flip: Tensor) -> Te
         columns.clamp(0, width - 1)[:, None, None],
     ]
     return picked * (in_rows[:, None, :, None] & in_columns[:, None, None, :])
-
-
-def mix(seed: int, *parts: object) -> int:
-    """Returns a seed, 0..2^63-1, for one use of randomness; other parts give an independent one."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *parts))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

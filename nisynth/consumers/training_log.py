@@ -15,7 +15,7 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-class Narration:
+class TrainingLog:
     """Hears of steps and epochs and says how it goes. num_epochs, batch_size: of the training."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a person reads while a student is trained, by a clock of the test's own."""
 
-from nisynth.consumers.narration import Narration
+from nisynth.consumers.training_log import TrainingLog
 
 
 class Clock:
@@ -13,7 +13,7 @@ class Clock:
 def test_a_line_per_epoch_and_one_every_ten_seconds() -> None:
     """Two epochs of 5 steps of 100 images, 4 s a step; the first step, which compiles, sets no pace."""
     clock, said = Clock(), []
-    told = Narration(said.append, num_epochs=2, batch_size=100, clock=clock)
+    told = TrainingLog(said.append, num_epochs=2, batch_size=100, clock=clock)
     clock.now_s = 60.0
     for step in range(1, 11):
         told.on_step(step, 10)
@@ -31,7 +31,7 @@ def test_a_line_per_epoch_and_one_every_ten_seconds() -> None:
 
 def test_a_resumed_training_says_so_and_counts_only_what_it_did() -> None:
     clock, said = Clock(), []
-    told = Narration(said.append, num_epochs=1, batch_size=10, clock=clock)
+    told = TrainingLog(said.append, num_epochs=1, batch_size=10, clock=clock)
     told.on_step(91, 100)
     for step in range(92, 97):
         clock.now_s += 2.5

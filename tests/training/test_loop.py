@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nisynth.batch import Normalization
-from nisynth.consumers.augment import draw_epoch
-from nisynth.consumers.checkpoints import Checkpoints
-from nisynth.consumers.training import TrainConfig, TrainResult, hard_label_loss, train
 from nisynth.errors import ConfigError, DataError, PlanMismatch
+from nisynth.images import LabelledImages, Normalization
+from nisynth.images.augment import draw_epoch
 from nisynth.storage import Store, open_store
+from nisynth.training import TrainConfig, TrainResult, WholeSet, hard_label_loss, train
+from nisynth.training.checkpoints import Checkpoints
 from tests.tiny import TinyNet
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,12 +42,15 @@ class WithDropout(nn.Module):
         return self.net(self.dropout(x))
 
 
-def images(count: int = 70) -> tuple[Tensor, Tensor]:
+def images(count: int = 70) -> LabelledImages:
     """Four classes that differ in brightness."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 4
     noise = torch.randint(0, 128, (count, 3, 16, 16), generator=generator)
-    return (noise + 32 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+    return LabelledImages((noise + 32 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+
+
+SOURCE = WholeSet(images(), NORMALIZATION)
 
 
 def network(dropout: bool = False) -> nn.Module:
@@ -56,7 +59,7 @@ def network(dropout: bool = False) -> nn.Module:
 
 
 def fit(net: nn.Module, config: TrainConfig = SMALL, **options: Any) -> TrainResult:
-    return train(net, *images(), NORMALIZATION, hard_label_loss, config, device="cpu", **options)
+    return train(net, SOURCE, hard_label_loss, config, device="cpu", **options)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -99,7 +102,7 @@ def test_it_is_plain_sgd_on_shuffled_batches() -> None:
     )
     ours, theirs = network(), network().to(memory_format=torch.channels_last)
     fit(ours, config)
-    pixels, labels = images()
+    pixels, labels = SOURCE.images.pixels, SOURCE.images.labels
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     theirs.train()
     for epoch in range(2):
@@ -161,7 +164,7 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, killed_at:
 
 def test_kill_9_in_the_middle_of_an_epoch_changes_no_bit(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys, torch; import tests.consumers.test_training as t\n"
+        "import os, signal, sys, torch; import tests.training.test_loop as t\n"
         "torch.set_num_threads(1)\n"
         "def stop(done, total):\n"
         "    if done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -195,7 +198,7 @@ def worker(rank: int, folder: str, killed_at: int) -> None:
 def test_workers_that_resume_within_an_epoch_tell_its_metrics_over_all_its_images(tmp_path: Path) -> None:
     """Killed in step 7 of 12, the third of its epoch, and resumed: the records are one process's."""
     script = (
-        "import sys; import tests.consumers.test_training as t\n"
+        "import sys; import tests.training.test_loop as t\n"
         "t.worker(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -284,8 +287,7 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"train.lr: 0.05: the loss is not finite in epoch 1; lower it"):
         train(
             network(),
-            *images(),
-            NORMALIZATION,
+            SOURCE,
             lambda logits, x, y: hard_label_loss(logits, x, y) * float("nan"),
             SMALL,
             device="cpu",

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from nisynth import __version__
 from nisynth.determinism import deterministic
 from nisynth.errors import ConfigError
 
@@ -22,11 +21,6 @@ def default_device() -> torch.device:
 def device_name() -> str:
     """Returns what a report calls the device that this process trains on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Returns what a report says of the software that it was made with."""
-    return {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 @contextmanager

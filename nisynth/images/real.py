@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from nisynth.batch import Normalization
 from nisynth.errors import ConfigError, DataError, one_line
-from nisynth.reader import SyntheticDataset
+from nisynth.images import LabelledImages
 from nisynth.storage import NotFound, read_url
-from nisynth.teachers import Teacher
-from nisynth.teachers.predict import accuracy
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -42,66 +37,7 @@ _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 _PART = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 
 
-@dataclass(frozen=True, eq=False)
-class RealSet:
-    """N labelled real images.
-
-    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. classes: names in label order, empty where the
-    source has none. source, split: what it was read from, for every figure that is measured on it.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    source: str
-    split: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def accuracy(self, network: nn.Module, normalization: Normalization) -> float:
-        """Returns the fraction, 0..1, of the images that a network in eval mode classifies as labelled."""
-        return accuracy(network, self.pixels, self.labels, normalization)
-
-    def check_fits(self, judged: Teacher | SyntheticDataset, name: str = "teacher") -> None:
-        """Raises ConfigError where a network, or one made from a run, cannot be judged on this set."""
-        num_classes = len(self.classes) or max(judged.num_classes, int(self.labels.max()) + 1)
-        check_fits(judged, name, f"data {self.source}", self.classes, num_classes, self.pixels.shape[2:])
-
-
-def check_fits(
-    judged: Teacher | SyntheticDataset,
-    name: str,
-    what: str,
-    classes: Sequence[str],
-    num_classes: int,
-    size_px: Sequence[int],
-) -> None:
-    """Raises ConfigError where a network's or a run's classes, their order, or size are not the images'."""
-    if num_classes != judged.num_classes:
-        raise ConfigError(
-            f"{what}: has {num_classes} classes, the {name} {judged.num_classes}; they must be the same"
-        )
-    if tuple(size_px) != (judged.input_px, judged.input_px):
-        raise ConfigError(
-            f"{what}: images are {size_px[1]}x{size_px[0]} px, {name}.input_px is {judged.input_px};"
-            " they must be the same"
-        )
-    check_class_names(classes, judged.classes, what, f"the {name}")
-
-
-def check_class_names(ours: Sequence[str], theirs: Sequence[str], us: str, them: str) -> None:
-    """Raises ConfigError where two lists of class names, both of them real names, differ in a place."""
-    if not (_are_names(ours) and _are_names(theirs)):
-        return
-    for label, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if _plain(one) != _plain(other):
-            raise ConfigError(
-                f"{us}: label {label} is {one!r}, for {them} it is {other!r}; the classes must have one order"
-            )
-
-
-def load_real_set(path: str, split: str = "test") -> RealSet:
+def load_real_set(path: str, split: str = "test") -> LabelledImages:
     """Returns the real set at a path, object URL or `hf:NAME`, every image decoded to RGB.
 
     path: a Parquet file, local or at a URL; a folder of Parquet files, one split or a set of parts; a
@@ -145,7 +81,7 @@ def _one_split(path: str, parquets: list[Path], split: str) -> tuple[list[Path],
     )
 
 
-def _read_parquet(path: str, files: list[str], split: str) -> RealSet:
+def _read_parquet(path: str, files: list[str], split: str) -> LabelledImages:
     images: list[Encoded] = []
     labels: list[npt.NDArray[np.int64]] = []
     classes: tuple[str, ...] | None = None
@@ -217,7 +153,7 @@ def _class_names(file: str, table: pa.Table) -> tuple[str, ...]:
         raise DataError(f"data {file}: its `huggingface` metadata is damaged; write the file again") from None
 
 
-def _read_folders(path: str, place: Path) -> RealSet:
+def _read_folders(path: str, place: Path) -> LabelledImages:
     folders = sorted(folder for folder in place.iterdir() if folder.is_dir())
     files = [
         [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES] for folder in folders
@@ -233,7 +169,7 @@ def _read_folders(path: str, place: Path) -> RealSet:
     return _decoded(path, place.name, encoded, labels, tuple(folder.name for folder in folders))
 
 
-def _read_datasets(path: str, split: str) -> RealSet:
+def _read_datasets(path: str, split: str) -> LabelledImages:
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
@@ -260,7 +196,7 @@ def _read_datasets(path: str, split: str) -> RealSet:
 
 def _decoded(
     path: str, split: str, encoded: Sequence[Encoded], labels: npt.NDArray[np.int64], classes: tuple[str, ...]
-) -> RealSet:
+) -> LabelledImages:
     if not len(labels):
         raise DataError(f"data {path}: holds no images")
     low, high = int(labels.min()), int(labels.max())
@@ -281,7 +217,7 @@ def _decoded(
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, range(0, len(encoded), CHUNK)))
-    return RealSet(
+    return LabelledImages(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(labels.copy()),
         classes,
@@ -296,11 +232,3 @@ def _decode(path: str, row: int, encoded: Encoded) -> npt.NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # image decoders raise anything on damaged bytes
         raise DataError(f"data {path}: image {row} cannot be decoded ({one_line(error)})") from None
-
-
-def _are_names(classes: Sequence[str]) -> bool:
-    return any(not name.isdecimal() for name in classes)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nisynth.errors import DataError, PlanMismatch
-from nisynth.plan import differing_fields
+from nisynth.errors import DataError, PlanMismatch, one_line
+from nisynth.identity import differing_fields
 from nisynth.storage import NotFound, Store
 
 CHECKPOINT_KEY = "checkpoint.safetensors"
@@ -28,7 +28,8 @@ class TrainState:
     """All that a loop knows between two steps; everything else is a function of the config and `step`.
 
     sums: `(3,)` float64 on the device, of the epoch so far and of all workers: loss x images, images
-    classified as labelled, images. history: one record per finished epoch.
+    classified as labelled, images. history: one record per finished epoch. epoch_step: steps taken in the
+    epoch that is not finished. source: what the source of the batches needs to resume.
     """
 
     network: nn.Module
@@ -36,6 +37,8 @@ class TrainState:
     sums: Tensor
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_step: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -54,31 +57,27 @@ class Checkpoints:
         self.key = key
         self._saved_s = time.monotonic()
 
-    def load_into(self, state: TrainState) -> bool:
-        """Fills the state from the store; False when nothing was saved there.
+    def load_into(self, state: TrainState) -> None:
+        """Fills the state from the store; leaves it as it is when nothing was saved there.
 
         Raises PlanMismatch for a checkpoint of another config, DataError for a damaged one, StorageError.
         """
         try:
             data = self.store.get(self.key)
         except NotFound:
-            return False
+            return
         where = f"{self.store.url}/{self.key}"
         tensors, document = _parse(data, where)
         check_identity(self.identity, document.get("identity"), where)
         try:
             _restore(state, tensors, document)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            line = (str(error).splitlines() or [""])[0]
-            raise DataError(f"{where}: damaged ({line}); delete it to start over") from None
-        return True
+            raise DataError(f"{where}: damaged ({one_line(error)}); delete it to start over") from None
 
-    def save_if_due(self, state: TrainState) -> bool:
-        """Saves the state when the last save, or the start, is `every_s` ago; True when it did."""
-        if time.monotonic() - self._saved_s < self.every_s:
-            return False
-        self.save(state)
-        return True
+    def save_if_due(self, state: TrainState) -> None:
+        """Saves the state when the last save, or the start, is `every_s` ago. Raises StorageError."""
+        if time.monotonic() - self._saved_s >= self.every_s:
+            self.save(state)
 
     def save(self, state: TrainState) -> None:
         """Replaces the stored state. Raises StorageError."""
@@ -115,6 +114,8 @@ def _encode(state: TrainState, identity: Mapping[str, Any]) -> bytes:
         "identity": identity,
         "step": state.step,
         "history": state.history,
+        "epoch_step": state.epoch_step,
+        "source": state.source,
         "optimizer": numbers,
     }
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -145,5 +146,7 @@ def _restore(state: TrainState, tensors: Mapping[str, Tensor], document: Mapping
     state.sums.copy_(tensors["sums"])
     state.step = int(document["step"])
     state.history = [dict(record) for record in document["history"]]
+    state.epoch_step = int(document.get("epoch_step", -1))
+    state.source = dict(document.get("source", {}))
     if state.step < 0:
         raise ValueError(f"step {state.step}")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nisynth.consumers.batch_norm import GlobalBatchNorm2d, over_global_batch
+from nisynth.training.batch_norm import GlobalBatchNorm2d, over_global_batch
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ def worker(rank: int, momentum: float | None, folder: Path) -> None:
 
 def test_two_halves_are_the_whole(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; import tests.consumers.test_batch_norm as t\n"
+        "import sys; from pathlib import Path; import tests.training.test_batch_norm as t\n"
         "t.worker(int(sys.argv[1]), 0.1, Path(sys.argv[2]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nisynth.consumers.augment import augment, draw_epoch
+from nisynth.images.augment import augment, draw_epoch
 
 
 def images(count: int = 5, side: int = 6) -> Tensor:

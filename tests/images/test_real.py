@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nisynth.consumers.realset import check_class_names, load_real_set
 from nisynth.errors import ConfigError, DataError, NisynthError
+from nisynth.images import check_class_names
+from nisynth.images.real import load_real_set
 from nisynth.storage import open_store
 from nisynth.teachers import load_teacher
 

@@ -1,0 +1,68 @@
+"""How a network is trained, as a config section."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from nisynth.errors import ConfigError
+from nisynth.training.device import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained. The defaults are the distillation recipe.
+
+    batch_size: of all workers together. schedule: `steps` multiplies the learning rate by `gamma` at
+    each of `milestones`, given as fractions of `epochs` (120, 150, 180 of 200); `cosine` falls to 0;
+    `constant`. crop_pad_px, flip: random crop of the padded image and mirroring, 0 and false for none.
+    precision: `auto` is bfloat16 on a GPU that has it, else float32; `float32` is the reference,
+    deterministic, without TF32. compile: by torch.compile; null is true on a GPU.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    milestones: tuple[float, ...] = (0.6, 0.75, 0.9)
+    gamma: float = 0.1
+    crop_pad_px: int = 4
+    flip: bool = True
+    precision: Precision = "auto"
+    compile: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("crop_pad_px", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"train.{name}: {getattr(self, name)} is not at least {least}")
+        for name in ("momentum", "weight_decay", "gamma"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"train.{name}: {getattr(self, name)} is not within 0..1")
+        if not 0.0 < self.lr < math.inf:
+            raise ConfigError(f"train.lr: {self.lr} is not above 0")
+        if not all(0.0 < fraction < 1.0 for fraction in self.milestones):
+            raise ConfigError(
+                f"train.milestones: {self.milestones} are not fractions of epochs such as [0.6, 0.75, 0.9]"
+            )
+
+    def lr_at(self, epoch: int) -> float:
+        """Returns the learning rate of an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
+        if self.schedule == "steps":
+            return self.lr * self.gamma ** sum(epoch >= round(part * self.epochs) for part in self.milestones)
+        return self.lr
+
+    def compiled(self, device: torch.device) -> Callable[[Any], Any]:
+        """Returns what makes the code that runs of a function or network: torch.compile, or nothing."""
+        compiled = device.type == "cuda" if self.compile is None else self.compile
+        return torch.compile if compiled else lambda function: function
+
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Returns how many batches an epoch takes: full ones only, each epoch leaving out other images."""
+        return max(1, num_images // self.batch_size)
