@@ -5,12 +5,13 @@ turns them into the uint8 images that a Parquet shard stores.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # what only reads plans and commits does not wait for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,14 @@ class ImageBatch:
     """
 
     task: Task
-    images: Tensor
-    labels: Tensor
+    images: "Tensor"
+    labels: "Tensor"
     curve: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.images.dtype != torch.float32 or self.images.ndim != 4 or self.images.shape[1] != 3:
             shape = tuple(self.images.shape)
             raise ValueError(f"images are {self.images.dtype} {shape}, not float32 (B, 3, H, W)")
@@ -53,6 +56,6 @@ class ImageBatch:
             raise ValueError("images hold values that are not finite")
 
     @property
-    def committed_part(self) -> tuple[Tensor, Tensor]:
+    def committed_part(self) -> tuple["Tensor", "Tensor"]:
         """The images and labels that the shard holds: the first `task.rows` of the batch."""
         return self.images[: self.task.rows], self.labels[: self.task.rows]

@@ -20,19 +20,20 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from nisynth.batch import ImageBatch
 from nisynth.errors import ConfigError, DataError, one_line
 from nisynth.images import LabelledImages, Normalization, Pixels
 from nisynth.png import Png, decode_pngs, encode_pngs
+
+if TYPE_CHECKING:  # as in `batch`
+    from torch import Tensor
 
 Format = Literal["parquet", "npz"]
 Int64 = npt.NDArray[np.int64]
@@ -78,7 +79,7 @@ class Shard:
 
     images: LabelledImages
     task: int
-    normalized: Tensor | None = None
+    normalized: "Tensor | None" = None
 
 
 def encode(
@@ -143,7 +144,7 @@ def to_parquet(table: pa.Table, *, compression: Literal["zstd", "NONE"] = "zstd"
     return sink.getvalue()
 
 
-def _encode_parquet(pixels: Tensor, labels: Tensor, task: int, classes: Sequence[str], png: Png) -> bytes:
+def _encode_parquet(pixels: "Tensor", labels: "Tensor", task: int, classes: Sequence[str], png: Png) -> bytes:
     rows = len(labels)
     pngs = encode_pngs(pixels.permute(0, 2, 3, 1).contiguous().numpy(), png)
     paths = [f"{task:08d}-{row:04d}.png" for row in range(rows)]
@@ -166,6 +167,8 @@ def _seal(data: bytes) -> bytes:
 
 
 def _decode_parquet(data: bytes, max_px: int, hash_checked: bool) -> Shard:
+    import torch
+
     if data[:4] != b"PAR1":
         raise _damaged("parquet", f"it begins with {data[:12]!r}, not with PAR1")
     if not hash_checked and (_SEAL not in data or _seal(data) != data):
@@ -216,7 +219,7 @@ def _check_footer(file: pq.ParquetFile, length_bytes: int) -> None:
             raise ValueError(f"column {chunk.path_in_schema} is {chunk.compression} {chunk.encodings}")
 
 
-def _encode_npz(images: Tensor, labels: Tensor, task: int) -> bytes:
+def _encode_npz(images: "Tensor", labels: "Tensor", task: int) -> bytes:
     arrays = {
         "images": images.numpy(),
         "labels": labels.numpy(),
@@ -233,6 +236,8 @@ def _encode_npz(images: Tensor, labels: Tensor, task: int) -> bytes:
 
 
 def _decode_npz(data: bytes, normalization: Normalization, how: Pixels, max_px: int) -> Shard:
+    import torch
+
     try:
         arrays = _read_npz(data)
     except _ZIP_ERRORS as error:

@@ -7,12 +7,13 @@ augment.py  random crops and mirrored images, as pure functions of (seed, epoch)
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, overload
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 from nisynth.errors import ConfigError
+
+if TYPE_CHECKING:  # what only reads plans and commits does not wait for torch
+    import torch
+    from torch import Tensor
 
 Pixels = Literal["clamp", "minmax"]
 
@@ -24,17 +25,19 @@ class Normalization:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def normalize(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: "Tensor") -> "Tensor":
         """Returns `(B, 3, H, W)` float32, normalized, from uint8 pixels of the same shape."""
         mean, std = self.columns(pixels.device)
         return (pixels.float() / 255.0 - mean) / std
 
-    def to_pixels(self, images: Tensor, how: Pixels = "clamp") -> Tensor:
+    def to_pixels(self, images: "Tensor", how: Pixels = "clamp") -> "Tensor":
         """Returns `(B, 3, H, W)` uint8 from normalized float32 images.
 
         `clamp` undoes the normalization and clips to [0, 255]; `minmax` stretches every image to its
         own range (published code).
         """
+        import torch
+
         if how == "minmax":
             low = images.amin(dim=(1, 2, 3), keepdim=True)
             high = images.amax(dim=(1, 2, 3), keepdim=True)
@@ -44,8 +47,10 @@ class Normalization:
             unit = images.float() * std + mean
         return (unit.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
 
-    def columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def columns(self, device: "torch.device") -> tuple["Tensor", "Tensor"]:
         """Returns mean and std as `(1, 3, 1, 1)` float32 on a device."""
+        import torch
+
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         return mean, std
@@ -63,15 +68,15 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages(Sequence[tuple[Tensor, int]]):
+class LabelledImages(Sequence["tuple[Tensor, int]"]):
     """N images with their labels; also a sequence of (image, label), as torch's own datasets are.
 
     pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. classes: names in label order, empty where the
     source has none. source, split: what they were read from, for every figure that is measured on them.
     """
 
-    pixels: Tensor
-    labels: Tensor
+    pixels: "Tensor"
+    labels: "Tensor"
     classes: tuple[str, ...] = ()
     source: str = ""
     split: str = ""
@@ -80,7 +85,7 @@ class LabelledImages(Sequence[tuple[Tensor, int]]):
         return len(self.labels)
 
     @overload
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]": ...
     @overload
     def __getitem__(self, index: slice) -> "LabelledImages": ...
     def __getitem__(self, index: int | slice) -> "tuple[Tensor, int] | LabelledImages":
