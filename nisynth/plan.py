@@ -48,7 +48,6 @@ def make_plan(
     artefacts: by the field of `method` that names each; the plan holds its hash in place of its URL, so that
     a file may move and may not change.
     """
-    import torch  # for its version alone: what reads a plan does not wait for it
 
     resolved = config.to_dict()
     identity: dict[str, Any] = {

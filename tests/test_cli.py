@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from nisynth.cli.verbs import VERBS, Verb
 from nisynth.commits import Run
 from nisynth.storage import open_store
 from tests.command_line import nisynth
@@ -154,13 +155,11 @@ def test_teachers_lists_the_registry() -> None:
 
 
 def test_help_of_every_verb_teaches() -> None:
-    from typer.main import get_command
-
-    import nisynth.cli.runs  # noqa: F401
-    from nisynth.cli import app
-
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, home in VERBS.items():
+        command = Verb(name, home).load()
         assert command.help, name
+        assert command.help == Verb(name, home).help
+        assert command.params or name in ("methods", "teachers"), name
         for parameter in command.params:
             assert getattr(parameter, "help", None), (name, parameter.name)
 

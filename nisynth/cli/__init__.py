@@ -1,4 +1,8 @@
-"""The verbs: parse, call, print. `main` turns what went wrong into one line and a documented exit code."""
+"""The verbs: parse, call, print. `main` turns what went wrong into one line and a documented exit code.
+
+A verb's module is loaded when the verb is called (`VERBS`), and what computes is imported inside the verb's
+function, so that no help, and no look at a run, waits for torch.
+"""
 
 import errno
 import os
@@ -11,6 +15,7 @@ from types import FrameType
 import typer
 from rich.console import Console
 
+from nisynth.cli.verbs import command_line
 from nisynth.errors import NisynthError, Stopped, one_line
 from nisynth.progress import printable
 
@@ -23,14 +28,6 @@ or the connection to a job's cluster was lost and the job goes on;
 INTERRUPTED = 130
 OUTPUT_ENDED = 128 + signal.SIGPIPE
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Synthesize a labelled image set from a pre-trained classifier alone, and compress a model with it.",
-    epilog=EXIT_CODES.replace("\n", " "),
-)
-
 
 def main() -> None:
     """Runs the command line and exits with the code that says how it ended."""
@@ -42,19 +39,8 @@ def main() -> None:
 def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
     try:
-        from nisynth.cli import (  # noqa: F401  they register their verbs
-            compress,
-            distill,
-            fit,
-            jobs,
-            methods,
-            quality,
-            report,
-            runs,
-            storage,
-        )
-
-        result = app(args=arguments, standalone_mode=False)
+        group = command_line(epilog=EXIT_CODES.replace("\n", " "))
+        result = group(args=arguments, prog_name="nisynth", standalone_mode=False)
         if result == INTERRUPTED:  # what typer makes of Ctrl-C, in silence
             return _say("stopped by Ctrl-C; the same command goes on from there", INTERRUPTED)
         return result if isinstance(result, int) else 0

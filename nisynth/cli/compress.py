@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
-from nisynth.config import load_config, load_consumer_config
-from nisynth.consumers.evaluate import Evaluation, evaluate, read_images
 from nisynth.errors import ConfigError
-from nisynth.teachers import Teacher, load_teacher
-from nisynth.training.device import default_device
 
-if (
-    TYPE_CHECKING
-):  # drawing and pruning libraries take a second to import, which other verbs need not wait for
+if TYPE_CHECKING:
+    from nisynth.consumers.evaluate import Evaluation
     from nisynth.consumers.prune_report import PruneReport
+    from nisynth.teachers import Teacher
 
 MOST_CLASSES = 20
 
@@ -32,7 +27,6 @@ ArchOption = Annotated[
 WeightsOption = Annotated[str | None, typer.Option(metavar="PATH|URL", help="Its weights.")]
 
 
-@app.command("evaluate")
 def evaluate_network(
     data: Annotated[
         str,
@@ -61,6 +55,8 @@ def evaluate_network(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a network: accuracy, by class, what it confuses, where it agrees with another one."""
+    from nisynth.consumers.evaluate import evaluate, read_images
+
     judged = _load(_source(config, arch, weights), set_)
     other = None if against is None else _load(_named(against), [])
     images = read_images(data, judged, split=split, allow_partial=allow_partial)
@@ -77,7 +73,6 @@ def evaluate_network(
         _show_evaluation(found)
 
 
-@app.command("prune")
 def prune_network(
     config: Annotated[
         str | None,
@@ -104,6 +99,7 @@ def prune_network(
     as_json: JsonOption = False,
 ) -> None:
     """Prune a network by L1 norm and fine-tune it on a run's images, ratio by ratio. Run again to resume."""
+    from nisynth.config import load_consumer_config
     from nisynth.consumers.prune import PruneConfig, prune
 
     given = {
@@ -141,7 +137,11 @@ def _named(network: str) -> str | dict[str, Any]:
     return _source(None, arch, weights or None)
 
 
-def _load(source: str | dict[str, Any], overrides: list[str]) -> Teacher:
+def _load(source: str | dict[str, Any], overrides: list[str]) -> "Teacher":
+    from nisynth.config import load_config
+    from nisynth.teachers import load_teacher
+    from nisynth.training.device import default_device
+
     return load_teacher(load_config(source, overrides).teacher, default_device())
 
 
@@ -152,7 +152,7 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ConfigError(f"{option} {text!r}: write numbers with commas between, as in 0.5,0.9") from None
 
 
-def _show_evaluation(found: Evaluation) -> None:
+def _show_evaluation(found: "Evaluation") -> None:
     _print(f"{found.network}: accuracy {found.accuracy:.2%} on {found.measured_on}")
     rates = [(name, rate) for name, rate in found.class_accuracy.items() if rate is not None]
     if len(rates) > MOST_CLASSES:

@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
-from nisynth.config import load_consumer_config
-from nisynth.consumers.distill import DistillConfig, distill
-from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
-from nisynth.consumers.student_report import StudentReport
+
+if TYPE_CHECKING:
+    from nisynth.consumers.student_report import StudentReport
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")
@@ -28,7 +26,6 @@ AddressOption = Annotated[
 ]
 
 
-@app.command()
 def distil(
     config: ConfigArgument,
     data: DataOption = None,
@@ -40,12 +37,14 @@ def distil(
     as_json: JsonOption = False,
 ) -> None:
     """Train a student on a teacher's answers to a run's images. Run it again to resume."""
+    from nisynth.config import load_consumer_config
+    from nisynth.consumers.distill import DistillConfig, distill
+
     given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(DistillConfig, config, set_, kind="distil", given=given)
     _show(distill(resolved, address=address, say=_say), as_json)
 
 
-@app.command()
 def scratch(
     config: ConfigArgument,
     data: DataOption = None,
@@ -57,6 +56,9 @@ def scratch(
     as_json: JsonOption = False,
 ) -> None:
     """Train a network from scratch on a run's images and labels. Run it again to resume."""
+    from nisynth.config import load_consumer_config
+    from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
+
     given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
     _show(train_from_scratch(resolved, address=address, say=_say), as_json)
@@ -67,7 +69,7 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _show(report: StudentReport, as_json: bool) -> None:
+def _show(report: "StudentReport", as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return

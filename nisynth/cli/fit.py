@@ -4,17 +4,11 @@ import dataclasses
 import json
 from typing import Annotated
 
-import torch
 import typer
 
-from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, SetOption, out
-from nisynth.config import load_consumer_config
-from nisynth.fitting import FitConfig
-from nisynth.fitting import fit as carry_out
 
 
-@app.command()
 def fit(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
     output: Annotated[
@@ -24,6 +18,11 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit one generator for all images (one-to-many); run it again to resume. `method: sampling` takes it."""
+    from nisynth.config import load_consumer_config
+    from nisynth.fitting import FitConfig
+    from nisynth.fitting import fit as carry_out
+    from nisynth.training.device import default_device
+
     resolved = load_consumer_config(FitConfig, config, set_, kind="fit", given={"output": output})
     total = resolved.method.iterations
 
@@ -31,7 +30,7 @@ def fit(
         shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         typer.echo(f"iteration {iteration:,} of {total:,}: {shown}", err=True)
 
-    report = carry_out(resolved, device="cuda" if torch.cuda.is_available() else "cpu", on_step=tell)
+    report = carry_out(resolved, device=default_device(), on_step=tell)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return

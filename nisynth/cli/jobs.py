@@ -8,9 +8,7 @@ import typer
 from rich.console import Console
 
 import nisynth
-from nisynth.cli import app
 from nisynth.cli.runs import ConfigArgument, SetOption
-from nisynth.config import load_config
 from nisynth.errors import ConnectionLost, Stopped
 
 if TYPE_CHECKING:
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
-@app.command()
 def submit(
     config: ConfigArgument,
     store: Annotated[str, typer.Option(help="Where the run lives: s3://bucket/prefix.")],
@@ -48,6 +45,7 @@ def submit(
     Submit the same run again to attach to its job, or to resume where the last one ended. Ctrl-C leaves the
     job running.
     """
+    from nisynth.config import load_config
     from nisynth.execution.jobs_api import JobsApi, UnknownJob
     from nisynth.execution.submit import follow, pack
     from nisynth.execution.submit import submit as send

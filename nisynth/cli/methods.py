@@ -2,17 +2,16 @@
 
 from rich.table import Table
 
-from nisynth.cli import app
 from nisynth.cli.runs import out
-from nisynth.synthesis import METHODS
 
 
-@app.command()
 def methods() -> None:
     """List what `method.name` takes: presets, cost of an iteration, place in the paper.
 
     The cost is that of an iteration for a ResNet-34 teacher in multiplications; NaturalInversion is 1.
     """
+    from nisynth.synthesis import METHODS
+
     table = Table("method", "cost", "tables", "presets", "what it does", box=None)
     for name, row in METHODS.items():
         table.add_row(name, f"{row.cost:.2f}", row.tables, " ".join(row.presets), row.summary)

@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, UrlArgument, out
 from nisynth.commits import Run
 from nisynth.progress import printable
@@ -56,7 +55,6 @@ AllowPartialOption = Annotated[
 ]
 
 
-@app.command()
 def quality(
     url: UrlArgument,
     real: RealOption = None,
@@ -100,7 +98,6 @@ def quality(
         _show(found)
 
 
-@app.command()
 def tsne(
     url: UrlArgument,
     real: Annotated[
@@ -150,7 +147,6 @@ def tsne(
     _print(f"{output}, {beside}: " + ", ".join(f"{found.layer} {found.accuracy:.3f}" for found in maps))
 
 
-@app.command()
 def compare(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="The runs.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The PNG to write.")] = "compare.png",

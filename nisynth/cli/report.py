@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from nisynth.cli import app
 from nisynth.cli.quality import (
     EmbeddingOption,
     EmbeddingWeightsOption,
@@ -22,7 +21,6 @@ AnyUrlArgument = Annotated[
 ]
 
 
-@app.command()
 def report(
     url: AnyUrlArgument,
     output: Annotated[str, typer.Option("--output", "-o", help="The HTML to write.")] = "report.html",
@@ -62,7 +60,6 @@ def report(
     out.print(f"{output}: {len(page):,} bytes")
 
 
-@app.command()
 def card(
     url: UrlArgument,
     output: Annotated[

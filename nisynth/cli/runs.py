@@ -2,27 +2,23 @@
 
 import dataclasses
 import json
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from nisynth.cli import app, predictions
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
-from nisynth.config import RunConfig, load_config
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
-from nisynth.execution.run import run as carry_out
-from nisynth.plan import make_plan
 from nisynth.progress import format_seconds, printable, shown_shards
 from nisynth.storage import open_store
-from nisynth.synthesis import METHODS, load_artefacts
-from nisynth.synthesis.diagnosis import balance
-from nisynth.synthesis.inversion.config import InversionConfig
-from nisynth.teachers import architectures, load_teacher
+
+if TYPE_CHECKING:
+    from nisynth.config import RunConfig
+    from nisynth.synthesis.inversion.config import InversionConfig
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
@@ -43,7 +39,6 @@ SHOWN_PROBLEMS = 20
 out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
 def plan(
     config: ConfigArgument,
     store: Annotated[str, typer.Option(help="A run's URL: also say what is committed there already.")] = "",
@@ -67,6 +62,13 @@ def plan(
     gantt: Annotated[str, typer.Option(metavar="PNG", help="Draw the workers over time there.")] = "",
 ) -> None:
     """Say what a run would do, and what was understood of its teacher. Reads the weights; needs no GPU."""
+    from nisynth.cli import predictions
+    from nisynth.config import load_config
+    from nisynth.plan import make_plan
+    from nisynth.synthesis import METHODS, load_artefacts
+    from nisynth.synthesis.diagnosis import balance
+    from nisynth.teachers import load_teacher
+
     resolved = load_config(config, set_)
     teacher = load_teacher(resolved.teacher)
     planned = make_plan(resolved, teacher.identity, load_artefacts(resolved.method, teacher))
@@ -87,7 +89,7 @@ def plan(
     if gantt and found:
         predictions.draw(found[-1], gantt)
     inverts = METHODS[resolved.method.name].uses_engine
-    losses = balance(teacher, cast(InversionConfig, resolved.method), planned.batch_size) if inverts else {}
+    losses = balance(teacher, cast("InversionConfig", resolved.method), planned.batch_size) if inverts else {}
     if as_json:
         understood = {**teacher.describe(), **losses, "notes": list(teacher.notes)}
         out.print_json(json.dumps({**facts, "teacher": understood, "identity": planned.identity}))
@@ -102,7 +104,6 @@ def plan(
         out.print(predictions.as_table(found, facts["estimated_bytes"], gpu_hour_price))
 
 
-@app.command()
 def run(
     config: ConfigArgument,
     store: Annotated[str, typer.Option(help="Where the run lives: a folder or s3://bucket/prefix.")],
@@ -115,6 +116,9 @@ def run(
     as_json: JsonOption = False,
 ) -> int:
     """Synthesize what is missing at the URL. Run it again to resume: what is committed never runs twice."""
+    from nisynth.config import load_config
+    from nisynth.execution.run import run as carry_out
+
     if executor not in ("local", "ray"):
         raise ConfigError(f"--executor {executor!r}: use local or ray")
     overrides = [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]
@@ -140,7 +144,6 @@ def run(
     return report.exit_code
 
 
-@app.command()
 def status(
     url: UrlArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it is complete.")] = False,
@@ -162,7 +165,6 @@ def status(
     return 0
 
 
-@app.command()
 def verify(
     url: UrlArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Also fetch, hash and decode every shard.")] = False,
@@ -189,14 +191,12 @@ def verify(
     return PARTIAL if complete and not verdict.complete else COMPLETE
 
 
-@app.command()
 def retry(url: UrlArgument) -> None:
     """Lift every quarantine, so that the next run tries those tasks again."""
     tasks = Run.open(open_store(url)).retry()
     out.print(f"{len(tasks)} quarantines lifted{_list(tasks)}; run again to try them")
 
 
-@app.command()
 def redo(
     url: UrlArgument,
     task: Annotated[list[int], typer.Option("--task", help="A task to make again; may be repeated.")] = [],  # noqa: B006
@@ -217,7 +217,6 @@ def redo(
     out.print(f"{len(removed)} commits removed{_list(removed)}; run again to make what is missing")
 
 
-@app.command()
 def gc(url: UrlArgument) -> None:
     """Delete shards that lost to another attempt's commit, and what killed writers left; nothing else."""
     opened = Run.open(open_store(url))
@@ -225,7 +224,6 @@ def gc(url: UrlArgument) -> None:
     out.print(f"{len(deleted)} losing shards deleted, and {swept} files that killed writers left")
 
 
-@app.command()
 def preview(
     urls: Annotated[
         list[str], typer.Argument(metavar="URL...", help="The run; with --rows-by, one or several.")
@@ -259,9 +257,10 @@ def preview(
     out.print(f"{output}: {count} images")
 
 
-@app.command()
 def teachers() -> None:
     """List the networks that the registry knows; any other by `arch: package.module:factory`."""
+    from nisynth.teachers import architectures
+
     table = Table("arch", "parameters", "taps at 32 px", "source", box=None)
     for info in architectures():
         taps = " ".join(f"{tap.channels}x{tap.side_px}²" for tap in info.taps)
@@ -269,7 +268,7 @@ def teachers() -> None:
     out.print(table)
 
 
-def _note_last_batch(config: RunConfig) -> None:
+def _note_last_batch(config: "RunConfig") -> None:
     left = config.run.num_images % config.run.batch_size
     if left:
         Console(stderr=True, soft_wrap=True).print(

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.cli import app
 from nisynth.cli.runs import JsonOption, UrlArgument, out
 from nisynth.commits import Commit, Run
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
@@ -28,7 +27,6 @@ CURVE_POINTS = 12
 CURVE_TERMS = 8
 
 
-@app.command()
 def pull(
     url: UrlArgument,
     folder: Annotated[
@@ -65,7 +63,6 @@ def pull(
     return COMPLETE if done.complete else PARTIAL
 
 
-@app.command()
 def logs(
     url: UrlArgument,
     task: Annotated[

@@ -23,7 +23,14 @@ LIMIT_S = 300.0
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
     # torch imports _inductor, all of it, when it is told to be deterministic.
-    ["nisynth.cli.runs", "nisynth.worker", "nisynth.storage.s3", "tests.chaos.teacher", "torch._inductor"]
+    [
+        "nisynth.cli.runs",
+        "nisynth.execution.run",
+        "nisynth.worker",
+        "nisynth.storage.s3",
+        "tests.chaos.teacher",
+        "torch._inductor",
+    ]
 )
 
 

@@ -1,0 +1,76 @@
+"""Which verbs there are, and where each is: its module is loaded once the verb is called."""
+
+import ast
+from functools import cache
+from importlib import import_module, resources
+from typing import Any, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+VERBS = {
+    "plan": "runs:plan",
+    "run": "runs:run",
+    "status": "runs:status",
+    "verify": "runs:verify",
+    "retry": "runs:retry",
+    "redo": "runs:redo",
+    "gc": "runs:gc",
+    "preview": "runs:preview",
+    "teachers": "runs:teachers",
+    "evaluate": "compress:evaluate_network",
+    "prune": "compress:prune_network",
+    "distil": "distill:distil",
+    "scratch": "distill:scratch",
+    "fit": "fit:fit",
+    "submit": "jobs:submit",
+    "methods": "methods:methods",
+    "quality": "quality:quality",
+    "tsne": "quality:tsne",
+    "compare": "quality:compare",
+    "report": "report:report",
+    "card": "report:card",
+    "pull": "storage:pull",
+    "logs": "storage:logs",
+}
+"""Every verb, in the order of `nisynth --help`, and its function: module of this package, colon, name."""
+
+
+class Verb(TyperCommand):
+    """A verb before it is called: its name and its help, which is read from the source of its module."""
+
+    def __init__(self, name: str, home: str) -> None:
+        self._module, _, self._function = home.partition(":")
+        super().__init__(name, help=_docstrings(self._module)[self._function])
+
+    def load(self) -> TyperCommand:
+        """Returns the verb itself, with its options, from its module."""
+        alone = typer.Typer(add_completion=False)
+        alone.command(self.name)(getattr(import_module(f"nisynth.cli.{self._module}"), self._function))
+        return cast(TyperCommand, get_command(alone))
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Returns the context of the loaded verb, which runs it, completes it or shows its help."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+def command_line(epilog: str) -> TyperGroup:
+    """Returns the command line, of which no verb is loaded yet. epilog: stands under the help."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=epilog)
+    app.callback()(_nisynth)
+    group = cast(TyperGroup, get_command(app))
+    for name, home in VERBS.items():
+        group.add_command(Verb(name, home))
+    return group
+
+
+def _nisynth() -> None:
+    """Synthesize a labelled image set from a pre-trained classifier alone, and compress a model with it."""
+
+
+@cache
+def _docstrings(module: str) -> dict[str, str | None]:
+    source = resources.files("nisynth.cli").joinpath(f"{module}.py").read_text(encoding="utf-8")
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    return {function.name: ast.get_docstring(function) for function in functions}
