@@ -40,12 +40,12 @@ def execute(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code."""
     try:
         group = command_line(epilog=EXIT_CODES.replace("\n", " "))
-        result = group(args=arguments, prog_name="nisynth", standalone_mode=False)
+        result = group(args=arguments or ["--help"], prog_name="nisynth", standalone_mode=False)
         if result == INTERRUPTED:  # what typer makes of Ctrl-C, in silence
             return _say("stopped by Ctrl-C; the same command goes on from there", INTERRUPTED)
         return result if isinstance(result, int) else 0
     except typer.TyperException as error:
-        return _say(f"error: {error.format_message()}; `nisynth --help` shows the verbs", error.exit_code)
+        return _say(f"error: {error.format_message().rstrip('.')}; {_help_for(error)}", error.exit_code)
     except NisynthError as error:
         return _say(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:  # while the verbs were imported: later ones are typer's
@@ -61,6 +61,14 @@ def execute(arguments: list[str]) -> int:
         with suppress(OSError):
             traceback.print_exc()
         return _say("that was a bug of nisynth, please report it with the lines above; nothing is lost", 70)
+
+
+def _help_for(error: typer.TyperException) -> str:
+    """Returns where to read on: the help of the verb that was called, or that of all verbs."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.parent is None:
+        return "`nisynth --help` shows the verbs"
+    return f"`{context.command_path} --help` shows its options"
 
 
 def _say(line: str, exit_code: int) -> int:

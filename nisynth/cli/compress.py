@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
+from nisynth.cli.options import JsonOption, PartialOption, QuietOption, SetOption
+from nisynth.cli.output import narrator, out
 from nisynth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def prune_network(
     allow_partial: PartialOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Prune a network by L1 norm and fine-tune it on a run's images, ratio by ratio. Run again to resume."""
     from nisynth.config import load_consumer_config
@@ -112,8 +114,7 @@ def prune_network(
     resolved = load_consumer_config(
         PruneConfig, _source(config, arch, weights), set_, kind="prune", given=given
     )
-    # Progress goes to standard error, so that standard output holds the result alone.
-    report = prune(resolved, say=lambda line: typer.echo(line, err=True))
+    report = prune(resolved, say=narrator(quiet))
     if as_json:
         out.print_json(json.dumps(asdict(report)))
     else:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nisynth.cli.runs import JsonOption, PartialOption, SetOption, out
+from nisynth.cli.options import JsonOption, PartialOption, QuietOption, SetOption
+from nisynth.cli.output import narrator, out
 
 if TYPE_CHECKING:
     from nisynth.consumers.student_report import StudentReport
@@ -35,6 +36,7 @@ def distil(
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a student on a teacher's answers to a run's images. Run it again to resume."""
     from nisynth.config import load_consumer_config
@@ -42,7 +44,7 @@ def distil(
 
     given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(DistillConfig, config, set_, kind="distil", given=given)
-    _show(distill(resolved, address=address, say=_say), as_json)
+    _show(distill(resolved, address=address, say=narrator(quiet)), as_json)
 
 
 def scratch(
@@ -54,6 +56,7 @@ def scratch(
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a network from scratch on a run's images and labels. Run it again to resume."""
     from nisynth.config import load_consumer_config
@@ -61,12 +64,7 @@ def scratch(
 
     given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
     resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
-    _show(train_from_scratch(resolved, address=address, say=_say), as_json)
-
-
-def _say(line: str) -> None:
-    # Standard output is the result's alone.
-    typer.echo(line, err=True)
+    _show(train_from_scratch(resolved, address=address, say=narrator(quiet)), as_json)
 
 
 def _show(report: "StudentReport", as_json: bool) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nisynth.cli.runs import JsonOption, SetOption, out
+from nisynth.cli.options import JsonOption, QuietOption, SetOption
+from nisynth.cli.output import narrator, out
 
 
 def fit(
@@ -16,6 +17,7 @@ def fit(
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Fit one generator for all images (one-to-many); run it again to resume. `method: sampling` takes it."""
     from nisynth.config import load_consumer_config
@@ -24,11 +26,11 @@ def fit(
     from nisynth.training.device import default_device
 
     resolved = load_consumer_config(FitConfig, config, set_, kind="fit", given={"output": output})
-    total = resolved.method.iterations
+    total, say = resolved.method.iterations, narrator(quiet)
 
     def tell(iteration: int, terms: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        typer.echo(f"iteration {iteration:,} of {total:,}: {shown}", err=True)
+        say(f"iteration {iteration:,} of {total:,}: {shown}")
 
     report = carry_out(resolved, device=default_device(), on_step=tell)
     if as_json:

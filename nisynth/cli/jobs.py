@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 import nisynth
-from nisynth.cli.runs import ConfigArgument, SetOption
+from nisynth.cli.options import ConfigArgument, SetOption
 from nisynth.errors import ConnectionLost, Stopped
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from nisynth.cli.runs import out
+from nisynth.cli.output import out
 
 
 def methods() -> None:

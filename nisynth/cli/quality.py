@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.cli.runs import JsonOption, UrlArgument, out
+from nisynth.cli.options import JsonOption, QuietOption, UrlArgument
+from nisynth.cli.output import narrator, out
 from nisynth.commits import Run
 from nisynth.progress import printable
 from nisynth.storage import open_store
@@ -64,6 +65,7 @@ def quality(
     teacher_weights: TeacherWeightsOption = None,
     allow_partial: AllowPartialOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure a run's images: labels, copies, and, beside real ones, FD, precision, coverage, KID.
 
@@ -91,7 +93,7 @@ def quality(
         teacher_weights=teacher_weights,
         allow_partial=allow_partial,
     )
-    found = measured(url, by)
+    found = measured(url, by, narrator(quiet))
     if as_json:
         out.print_json(json.dumps(asdict(found)))
     else:
@@ -109,6 +111,7 @@ def tsne(
     embedding: EmbeddingOption = "resnet20",
     embedding_weights: EmbeddingWeightsOption = None,
     allow_partial: AllowPartialOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Draw maps of every tap and the embedding, synthetic and real (Figures 4, 7); points go beside, as CSV.
 
@@ -132,10 +135,11 @@ def tsne(
         ),
     )
     assert opened.real is not None
-    passes = Passes()
+    say = narrator(quiet)
+    passes = Passes(say)
     features = [embed(images, opened.network, on_images=passes) for images in (opened.synthetic, opened.real)]
     layers = [*(layer for layer in opened.network.layers if layer.startswith("tap")), POOL]
-    typer.echo(f"drawing {len(layers)} maps", err=True)
+    say(f"drawing {len(layers)} maps")
     maps = map_layers(features[0], features[1], layers, points)
     title = (
         f"{opened.network.name}: {maps[0].num_each:,} images of {opened.synthetic.split} and as many of"
@@ -155,6 +159,7 @@ def compare(
     embedding: EmbeddingOption = "resnet20",
     embedding_weights: EmbeddingWeightsOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Draw the losses of several runs in one picture (Figure 5), and set their quality side by side."""
     from nisynth.evaluation.measure import Yardstick
@@ -171,7 +176,7 @@ def compare(
         embedding_weights=embedding_weights,
         allow_partial=True,
     )
-    found = {name: measured(url, by) for name, url in zip(names, urls, strict=True)}
+    found = {name: measured(url, by, narrator(quiet)) for name, url in zip(names, urls, strict=True)}
     if as_json:
         out.print_json(json.dumps({name: asdict(quality) for name, quality in found.items()}))
         return
@@ -184,24 +189,24 @@ def compare(
     _print(f"losses: {output}")
 
 
-def measured(url: str, by: "Yardstick") -> "Quality":
-    """Returns a run's quality; says on standard error how far it is."""
+def measured(url: str, by: "Yardstick", say: Callable[[str], None]) -> "Quality":
+    """Returns a run's quality; says how far it is."""
     from nisynth.evaluation.measure import open_for_measuring
 
     opened = open_for_measuring(url, by)
-    return opened.measure(Passes())
+    return opened.measure(Passes(say))
 
 
 class Passes:
-    """Says on standard error how far each pass over a set is: every ten seconds, and at its end."""
+    """Says how far each pass over a set is: every ten seconds, and at its end."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._said_s = clock, clock()
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._clock, self._said_s = say, clock, clock()
 
     def __call__(self, done: int, total: int) -> None:
         now_s = self._clock()
         if done == total or now_s - self._said_s > EVERY_S:
-            typer.echo(f"embedded {done:,} of {total:,} images", err=True)
+            self._say(f"embedded {done:,} of {total:,} images")
             self._said_s = now_s
 
 

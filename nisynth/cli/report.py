@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nisynth.cli.options import QuietOption, UrlArgument
+from nisynth.cli.output import narrator, out
 from nisynth.cli.quality import (
     EmbeddingOption,
     EmbeddingWeightsOption,
@@ -14,7 +16,6 @@ from nisynth.cli.quality import (
     TeacherWeightsOption,
     measured,
 )
-from nisynth.cli.runs import UrlArgument, out
 
 AnyUrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="A run or a student: a folder or s3://bucket/prefix.")
@@ -35,6 +36,7 @@ def report(
     gpu_hour_price: Annotated[
         float | None, typer.Option(min=0.0, help="The price of one GPU for an hour, in any currency.")
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Write one self-contained page of a run, at any time of it, or of a student; it opens offline."""
     from nisynth.evaluation.measure import Yardstick
@@ -48,13 +50,14 @@ def report(
         embedding_weights=embedding_weights,
         teacher_weights=teacher_weights,
     )
+    say = narrator(quiet)
     page = build_page(
         url,
         by,
         student=student,
         hour_price=gpu_hour_price,
-        say=lambda line: typer.echo(line, err=True),
-        on_images=Passes(),
+        say=say,
+        on_images=Passes(say),
     )
     write_file(output, page)
     out.print(f"{output}: {len(page):,} bytes")
@@ -71,6 +74,7 @@ def card(
     embedding: EmbeddingOption = "resnet20",
     embedding_weights: EmbeddingWeightsOption = None,
     teacher_weights: TeacherWeightsOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a complete run's card for a hub: README.md with what was measured, and a contact sheet."""
     from nisynth.commits import Run
@@ -92,6 +96,7 @@ def card(
             embedding_weights=embedding_weights,
             teacher_weights=teacher_weights,
         ),
+        narrator(quiet),
     )
     folder = Path(output)
     draw_preview(run, str(folder / SHEET), rows=8)

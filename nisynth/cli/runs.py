@@ -8,35 +8,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nisynth.cli.options import ConfigArgument, JsonOption, QuietOption, SetOption, UrlArgument
+from nisynth.cli.output import out, shards_shown
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
-from nisynth.progress import format_seconds, printable, shown_shards
+from nisynth.progress import format_seconds, printable
 from nisynth.storage import open_store
 
 if TYPE_CHECKING:
     from nisynth.config import RunConfig
     from nisynth.synthesis.inversion.config import InversionConfig
 
-ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
-]
-UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="The run: a folder or s3://bucket/prefix.")]
-SetOption = Annotated[
-    list[str],
-    typer.Option("--set", metavar="A.B=C", help="Override a config value, e.g. run.num_images=1024."),
-]
-PartialOption = Annotated[
-    bool | None,
-    typer.Option("--allow-partial", help="Take a run that is not complete yet (allow_partial)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for a machine to read.")]
-
 SHOWN_PROBLEMS = 20
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def plan(
@@ -114,6 +100,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Synthesize what is missing at the URL. Run it again to resume: what is committed never runs twice."""
     from nisynth.config import load_config
@@ -130,7 +117,7 @@ def run(
         store,
         executor="ray" if executor == "ray" else "local",
         address=address,
-        progress=True,
+        progress=not quiet,
     )
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
@@ -172,13 +159,14 @@ def verify(
         bool, typer.Option("--complete", help="End with 3 unless every task is committed and the run sealed.")
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label.
 
     A run that is not complete is no problem, unless you ask for --complete.
     """
     run = Run.open(open_store(url))
-    with shown_shards() as show:
+    with shards_shown(quiet) as show:
         verdict = audit.verify(run, deep, show)
     if as_json:
         problems = [dataclasses.asdict(problem) for problem in verdict.problems]
@@ -201,6 +189,7 @@ def redo(
     url: UrlArgument,
     task: Annotated[list[int], typer.Option("--task", help="A task to make again; may be repeated.")] = [],  # noqa: B006
     bad: Annotated[bool, typer.Option("--bad", help="Every task that `verify --deep` finds bad.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Remove the commits of bad shards, so that the next run makes them again."""
     if bool(task) == bad:
@@ -209,7 +198,7 @@ def redo(
     if not bad:
         removed = audit.redo(opened, task)
     else:
-        with shown_shards() as show:
+        with shards_shown(quiet) as show:
             verdict, removed = audit.redo_bad(opened, show)
         if not verdict.problems:
             out.print(f"nothing is bad in {verdict.checked:,} committed tasks; nothing was changed")

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nisynth.cli.runs import JsonOption, UrlArgument, out
+from nisynth.cli.options import JsonOption, QuietOption, UrlArgument
+from nisynth.cli.output import out, shards_shown
 from nisynth.commits import Commit, Run
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
@@ -18,7 +19,7 @@ from nisynth.commits.pull import pull as pull_run
 from nisynth.commits.rejected import read_rejected
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
-from nisynth.progress import format_seconds, printable, shown_shards
+from nisynth.progress import format_seconds, printable
 from nisynth.progress.rates import format_failure
 from nisynth.storage import open_store
 
@@ -43,10 +44,11 @@ def pull(
         typer.Option("--allow-partial", help="Copy what is committed of an unfinished run; ends with 3."),
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Copy a run into a local folder, each shard checked against its commit. Run it again to resume."""
     began_s = time.monotonic()
-    with shown_shards() as show:
+    with shards_shown(quiet) as show:
         done = pull_run(
             open_store(url), folder, workers=workers, allow_partial=allow_partial, on_checked=show
         )

@@ -3,11 +3,13 @@
 import ast
 from functools import cache
 from importlib import import_module, resources
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
+
+from nisynth import __version__
 
 VERBS = {
     "plan": "runs:plan",
@@ -57,7 +59,7 @@ class Verb(TyperCommand):
 
 def command_line(epilog: str) -> TyperGroup:
     """Returns the command line, of which no verb is loaded yet. epilog: stands under the help."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=epilog)
+    app = typer.Typer(epilog=epilog, context_settings={"help_option_names": ["--help", "-h"]})
     app.callback()(_nisynth)
     group = cast(TyperGroup, get_command(app))
     for name, home in VERBS.items():
@@ -65,7 +67,18 @@ def command_line(epilog: str) -> TyperGroup:
     return group
 
 
-def _nisynth() -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nisynth {__version__}")
+        raise typer.Exit
+
+
+def _nisynth(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
     """Synthesize a labelled image set from a pre-trained classifier alone, and compress a model with it."""
 
 
