@@ -6,10 +6,11 @@ continues from its own checkpoint at the output URL, so Ray has nothing to store
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import ray
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -82,30 +83,36 @@ def _fit(
             scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
         )
-        outcome = _in_thread(trainer.fit)
-        while True:
-            if sigterm.is_set():
-                raise Stopped("stopped by SIGTERM; run again to resume")
-            try:
-                say(lines.get(timeout=POLL_S))
-            except Empty:
-                if outcome.done():
-                    report: StudentReport = outcome.result().return_value
-                    return report
+        with _in_a_task(trainer.fit) as result:
+            while True:
+                if sigterm.is_set():
+                    raise Stopped("stopped by SIGTERM; run again to resume")
+                try:
+                    say(lines.get(timeout=POLL_S))
+                except Empty:
+                    if ray.wait([result], timeout=0)[0]:
+                        report: StudentReport = ray.get(result).return_value
+                        return report
 
 
-def _in_thread(work: Callable[[], Any]) -> "Future[Any]":
-    """Starts the work beside this thread, which stays free for signals: Ray would take Ctrl-C for its own."""
-    outcome: Future[Any] = Future()
+@contextmanager
+def _in_a_task(work: Callable[[], Any]) -> Iterator["ray.ObjectRef[Any]"]:
+    """Gives the result-to-be of `work`, done by a task of Ray's on this machine, which ends with the block.
 
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
+    This process stays free for signals: Ray Train takes Ctrl-C for its own, and a thread of this process that
+    waits inside Ray when the process ends crashes it.
+    """
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
-    threading.Thread(target=run, daemon=True).start()
-    return outcome
+    @ray.remote(num_cpus=0, max_retries=0, label_selector=here)
+    def task() -> Any:
+        return work()
+
+    result = task.remote()
+    try:
+        yield result
+    finally:
+        ray.cancel(result, force=True)
 
 
 def _ours(error: TrainingFailedError) -> str:
