@@ -1,5 +1,6 @@
 """What tells one thing from another: versions of the software, the hash of an identity, where two differ."""
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -20,6 +21,23 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """Returns the sha256, in hex, of an identity in JSON with sorted keys and without spaces."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def counted_fields(section: Any, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns what of a config section, a dataclass, belongs to an identity.
+
+    A field added after the first release, marked `metadata={"added_later": True}`, counts only when it
+    leaves what everybody had before it (`"before"` in its metadata, else its default): a new field does not
+    change the identity of an older run or student. resolved: the section as plain JSON types, where the
+    caller has it.
+    """
+    as_before = {
+        f.name
+        for f in dataclasses.fields(section)
+        if f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default)
+    }
+    values = dataclasses.asdict(section) if resolved is None else resolved
+    return {name: value for name, value in values.items() if name not in as_before}
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -5,7 +5,6 @@ same on every machine and a million tasks cost no memory. `plan.json` in storage
 Plan can be made from it again, which is how consumers and `verify` know every label.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
@@ -14,7 +13,7 @@ import numpy as np
 
 from nisynth.batch import Task
 from nisynth.errors import DataError
-from nisynth.identity import fingerprint, versions
+from nisynth.identity import counted_fields, fingerprint, versions
 from nisynth.images import Normalization, Pixels
 from nisynth.randomness import hashed_order, key
 from nisynth.shards import Format
@@ -53,7 +52,7 @@ def make_plan(
     identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "numerics": NUMERICS_VERSION,
-        **{part: _identity_of(getattr(config, part), resolved[part]) for part in SECTIONS},
+        **{part: counted_fields(getattr(config, part), resolved[part]) for part in SECTIONS},
         "teacher": dict(teacher_identity),
     }
     for name, artefact in (artefacts or {}).items():
@@ -172,18 +171,3 @@ class Plan(Sequence[Task]):
     @cached_property
     def _permutation(self) -> Any:
         return hashed_order(self.num_classes, self.seed, "class")
-
-
-def _identity_of(section: Any, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of a config section the fingerprint covers.
-
-    A field added after the first release, marked `metadata={"added_later": True}`, counts only when it
-    leaves what every run did before it (`"before"` in its metadata, else its default): a new field does
-    not change the fingerprint of an older run.
-    """
-    as_before = {
-        f.name
-        for f in dataclasses.fields(section)
-        if f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default)
-    }
-    return {name: value for name, value in resolved.items() if name not in as_before}

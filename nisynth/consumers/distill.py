@@ -70,8 +70,9 @@ def prepare(config: DistillConfig) -> Job:
     dataset = open_dataset(config.data, allow_partial=config.allow_partial)
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)
+    network = student_network(config, dataset)
     identity = {
-        **base_identity("distil", config, dataset),
+        **base_identity("distil", config, dataset, network),
         "teacher": {name: value for name, value in teacher.identity.items() if name != "taps"},
         "loss": asdict(config.loss),
     }
@@ -79,7 +80,7 @@ def prepare(config: DistillConfig) -> Job:
         kind="distil",
         config=config,
         dataset=dataset,
-        network=student_network(config, dataset),
+        network=network,
         loss=distillation_loss(teacher, config.loss),
         identity=identity,
         test=read_test_set(config, dataset),

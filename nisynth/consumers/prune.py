@@ -31,7 +31,7 @@ from nisynth.consumers.prune_report import (
 )
 from nisynth.consumers.training_log import Say, TrainingLog, silent
 from nisynth.errors import ConfigError
-from nisynth.identity import versions
+from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
 from nisynth.reader import SyntheticDataset, open_dataset
@@ -226,7 +226,7 @@ class _Sweep:
                 "of": self.config.loss,
                 **({"temperature": self.config.temperature} if by_teacher else {}),
             },
-            "train": asdict(self.config.train),
+            "train": counted_fields(self.config.train),
             "test_set": {"sha256": tested.hexdigest(), "num_images": len(self.test)},
         }
 

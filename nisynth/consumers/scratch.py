@@ -47,12 +47,13 @@ def train_from_scratch(
 def prepare(config: ScratchConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
     dataset = open_dataset(config.data, allow_partial=config.allow_partial)
+    network = student_network(config, dataset)
     return Job(
         kind="scratch",
         config=config,
         dataset=dataset,
-        network=student_network(config, dataset),
+        network=network,
         loss=hard_label_loss,
-        identity=base_identity("scratch", config, dataset),
+        identity=base_identity("scratch", config, dataset, network),
         test=read_test_set(config, dataset),
     )

@@ -13,15 +13,15 @@ from torch import nn
 
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
 from nisynth.consumers.training_log import Say, TrainingLog
-from nisynth.errors import ConfigError, one_line
-from nisynth.identity import versions
+from nisynth.errors import ConfigError, TeacherError, one_line
+from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
 from nisynth.randomness import torch_seed
 from nisynth.reader import SyntheticDataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
-from nisynth.teachers.checkpoint import read_checkpoint
+from nisynth.teachers.checkpoint import hash_weights, read_checkpoint
 from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
@@ -36,10 +36,14 @@ CURVE_KEY = "curve.png"
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """The network to train: a name that `nisynth teachers` prints, or `package.module:factory`."""
+    """The network to train: a name that `nisynth teachers` prints, or `package.module:factory`.
+
+    weights: a path or URL of the weights to start from; by default they are drawn from train.seed.
+    """
 
     arch: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = field(default=None, metadata={"added_later": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,10 @@ def run_job(prepare: Callable[[Config], Job], config: Config, address: str | Non
 
 
 def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
-    """Returns the student with its initial weights, drawn from the seed. Raises ConfigError."""
+    """Returns the student with its initial weights, drawn from the seed or read from `student.weights`.
+
+    Raises ConfigError, TeacherError, StorageError.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(torch_seed(config.train.seed, "init"))
         arguments = {"num_classes": dataset.num_classes, **config.student.kwargs}
@@ -135,7 +142,17 @@ def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
             f"student.arch: {config.student.arch!r} gives logits {shape} for 2 images, but the run has"
             f" {dataset.num_classes} classes; build it with that many"
         )
+    if config.student.weights is not None:
+        _load_initial(network, config.student)
     return network
+
+
+def _load_initial(network: nn.Module, student: StudentConfig) -> None:
+    assert student.weights is not None
+    try:
+        read_checkpoint(student.weights).load_into(network, student.arch)
+    except (ConfigError, TeacherError) as error:
+        raise type(error)(str(error).replace("teacher.", "student.")) from error.__cause__
 
 
 def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> LabelledImages | None:
@@ -147,13 +164,21 @@ def read_test_set(config: JobConfig, dataset: SyntheticDataset) -> LabelledImage
     return real
 
 
-def base_identity(kind: str, config: JobConfig, dataset: SyntheticDataset) -> dict[str, Any]:
-    """Returns what decides a student's weights, JSON-able, but for the loss."""
+def base_identity(
+    kind: str, config: JobConfig, dataset: SyntheticDataset, network: nn.Module
+) -> dict[str, Any]:
+    """Returns what decides a student's weights, JSON-able, but for the loss. network: not trained yet.
+
+    Weights to start from stand in it by their hash.
+    """
+    student = counted_fields(config.student)
+    if "weights" in student:
+        student["weights"] = hash_weights(network)
     return {
         "kind": kind,
         "data": {"fingerprint": dataset.fingerprint, "content_sha256": dataset.content_sha256},
-        "student": asdict(config.student),
-        "train": asdict(config.train),
+        "student": student,
+        "train": counted_fields(config.train),
     }
 
 
@@ -167,11 +192,12 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     fp12, classes = dataset.fingerprint[:12], dataset.num_classes
     say(f"{len(dataset):,} images in {classes} classes of run {fp12}, on {device}")
     images = dataset.load()
-    log = TrainingLog(say, config.train.epochs, min(config.train.batch_size, len(dataset)))
+    num_epochs = config.train.num_epochs(len(dataset))
+    log = TrainingLog(say, num_epochs, min(config.train.batch_size, len(dataset)))
 
     def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
         epoch, figures = int(record["epoch"]), {}
-        if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == config.train.epochs):
+        if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == num_epochs):
             figures["test_accuracy"] = accuracy(
                 network, job.test.pixels, job.test.labels, dataset.normalization
             )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from nisynth.training.device import Precision
 class TrainConfig:
     """How a network is trained. The defaults are the distillation recipe.
 
+    steps: take this many instead of `epochs`, at a constant rate; the last epoch may then be cut short.
     batch_size: of all workers together. schedule: `steps` multiplies the learning rate by `gamma` at
     each of `milestones`, given as fractions of `epochs` (120, 150, 180 of 200); `cosine` falls to 0;
     `constant`. crop_pad_px, flip: random crop of the padded image and mirroring, 0 and false for none.
@@ -35,6 +36,7 @@ class TrainConfig:
     precision: Precision = "auto"
     compile: bool | None = None
     seed: int = 0
+    steps: int | None = field(default=None, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("crop_pad_px", 0), ("seed", 0)):
@@ -50,6 +52,14 @@ class TrainConfig:
                 f"train.milestones: {self.milestones} are not fractions of epochs such as [0.6, 0.75, 0.9]"
             )
 
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"train.steps: {self.steps} is not at least 1")
+        if self.steps is not None and self.schedule != "constant":
+            raise ConfigError(
+                f"train.steps: {self.steps} with train.schedule {self.schedule!r}, which counts epochs; "
+                "use schedule: constant, or give train.epochs"
+            )
+
     def lr_at(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0."""
         if self.schedule == "cosine":
@@ -62,6 +72,14 @@ class TrainConfig:
         """Returns what makes the code that runs of a function or network: torch.compile, or nothing."""
         compiled = device.type == "cuda" if self.compile is None else self.compile
         return torch.compile if compiled else lambda function: function
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Returns how many steps the training takes in all."""
+        return steps_per_epoch * self.epochs if self.steps is None else self.steps
+
+    def num_epochs(self, num_images: int) -> int:
+        """Returns how many epochs the training begins over so many images."""
+        return -(-self.total_steps(self.steps_per_epoch(num_images)) // self.steps_per_epoch(num_images))
 
     def steps_per_epoch(self, num_images: int) -> int:
         """Returns how many batches an epoch takes: full ones only, each epoch leaving out other images."""

@@ -157,7 +157,7 @@ class _Step:
     ) -> None:
         self._state, self._batches, self._place = state, batches, place
         self._config, self._autocast = config, autocast
-        self.total = batches.steps_per_epoch * config.epochs
+        self.total = config.total_steps(batches.steps_per_epoch)
         network: nn.Module = state.network
         if place.num_workers > 1:
             network = nn.parallel.DistributedDataParallel(network)

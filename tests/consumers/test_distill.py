@@ -253,6 +253,33 @@ def test_a_distillation_killed_by_9_ends_with_the_same_student(world: Path, tmp_
     assert not (tmp_path / "killed/checkpoint.safetensors").exists()
 
 
+def test_a_student_starts_from_given_weights_and_takes_so_many_steps(world: Path, tmp_path: Path) -> None:
+    """5 steps over 16 images, 8 a batch: two epochs and a half; the hash of the start is identity."""
+    train = {"epochs": 1, "steps": 5, "schedule": "constant"}
+    first = distill(config(world, tmp_path / "first", train=train))
+    assert [record["epoch"] for record in first.history] == [1, 2, 3]
+    assert first.identity["train"]["steps"] == 5
+    assert "test_accuracy" in first.history[-1]
+    start = tmp_path / "first/student.safetensors"
+    student = {"arch": "tests.tiny:TinyNet", "weights": str(start)}
+    second = distill(config(world, tmp_path / "second", train=train, student=student))
+    assert second.history[0]["loss"] < first.history[0]["loss"]
+    moved = shutil.copy(start, tmp_path / "moved.safetensors")
+    again = config(world, tmp_path / "second", train=train, student={**student, "weights": str(moved)})
+    assert distill(again) == second
+    started = load_teacher(arch="tests.tiny:TinyNet", weights=str(start)).identity["weights_sha256"]
+    assert second.identity["student"]["weights"] == started
+
+
+def test_a_students_identity_knows_nothing_of_options_that_it_does_not_use(
+    world: Path, tmp_path: Path
+) -> None:
+    """What was distilled before these options existed is still the same student."""
+    found = distill(config(world, tmp_path)).identity
+    assert "steps" not in found["train"]
+    assert found["student"] == {"arch": "tests.tiny:TinyNet", "kwargs": {}}
+
+
 def test_the_command_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(values(world, tmp_path / "from_file")))
@@ -301,6 +328,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no data", {"data": ""}, "data: missing; .*--data"),
     ("no output", {"output": ""}, "output: missing; .*--output"),
     ("temperature", {"loss": {"temperature": 0.0}}, "loss.temperature: 0.0 is not above 0"),
+    ("steps", {"train": {"steps": 0, "schedule": "constant"}}, "train.steps: 0 is not at least 1"),
+    ("steps and epochs", {"train": {"steps": 9}}, "train.steps: 9 with train.schedule 'steps', which counts"),
+    (
+        "no weights to start from",
+        {"student": {"weights": "nowhere.safetensors"}},
+        "student.weights nowhere.safetensors cannot be found",
+    ),
     ("student", {"student": {"arch": "resnet19"}}, "arch 'resnet19' is unknown; did you mean"),
     (
         "classes of the student",
