@@ -5,7 +5,7 @@ that are cropped and mirrored; no hard-label term by default. The recipe of Trai
 the paper states none.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,14 @@ class DistillConfig(JobConfig):
     teacher: TeacherConfig
     loss: LossConfig = field(default_factory=LossConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train.mixes and self.loss.hard_label_weight:
+            raise ConfigError(
+                "loss.hard_label_weight: train.mixup and train.cutmix make mixtures, which have no label;"
+                " set one of them to 0"
+            )
+
 
 def distill(config: DistillConfig, *, address: str | None = None, say: Say = silent) -> StudentReport:
     """Returns the report of a distilled student, which lies at the output URL; resumes what was begun there.
@@ -70,6 +78,7 @@ def prepare(config: DistillConfig) -> Job:
     dataset = open_dataset(config.data, allow_partial=config.allow_partial)
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)
+    config = replace(config, train=config.train.padded_as(teacher.padding))
     network = student_network(config, dataset)
     identity = {
         **base_identity("distil", config, dataset, network),

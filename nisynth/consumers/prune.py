@@ -91,6 +91,10 @@ class PruneConfig:
             raise ConfigError(f"ratios: {list(self.ratios)} name one twice")
         if not self.temperature > 0:
             raise ConfigError(f"temperature: {self.temperature} is not above 0")
+        if self.loss == "labels" and self.train.mixes:
+            raise ConfigError(
+                "train.mixup, train.cutmix: a mixture has no label; use them with loss: teacher"
+            )
         if not self.checkpoint_minutes >= 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
 
@@ -108,11 +112,12 @@ class _Sweep:
     """A sweep that has been looked at from all sides; holds what every ratio needs."""
 
     def __init__(self, config: PruneConfig, say: Say) -> None:
-        self.config, self.say = config, say
+        self.say = say
         self.store: Store = open_store(config.output)
         self.dataset: SyntheticDataset = open_dataset(config.data, allow_partial=config.allow_partial)
         self.teacher: Teacher = load_teacher(config.teacher, default_device())
         check_teacher(self.teacher, self.dataset)
+        self.config = replace(config, train=config.train.padded_as(self.teacher.padding))
         self.test: LabelledImages = load_real_set(config.test_set)
         self.test.check_fits(self.teacher)
         self.network = self.teacher.network

@@ -4,7 +4,7 @@ The learning rate is the paper's; momentum, weight decay, cosine schedule and au
 nowhere.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nisynth.consumers.student import (
@@ -17,6 +17,7 @@ from nisynth.consumers.student import (
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
+from nisynth.errors import ConfigError
 from nisynth.reader import open_dataset
 from nisynth.training import TrainConfig, hard_label_loss
 
@@ -28,6 +29,11 @@ class ScratchTrainConfig(TrainConfig):
     lr: float = 0.05
     weight_decay: float = 5e-4
     schedule: Literal["steps", "cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixes:
+            raise ConfigError("train.mixup, train.cutmix: a mixture has no label; use them with distill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ def train_from_scratch(
 
 def prepare(config: ScratchConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
+    config = replace(config, train=config.train.padded_as(None))
     dataset = open_dataset(config.data, allow_partial=config.allow_partial)
     network = student_network(config, dataset)
     return Job(

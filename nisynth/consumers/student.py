@@ -279,7 +279,7 @@ def _store_result(job: Job, store: Store, report: StudentReport) -> None:
         normalization=job.dataset.normalization,
         classes=job.dataset.classes,
         input_px=job.dataset.input_px,
-        more={"trained_on": report.fingerprint},
+        more={"trained_on": report.fingerprint, "padding": job.config.train.padding or "zero"},
     )
     store.put(STUDENT_KEY, student)
     try:

@@ -1,18 +1,19 @@
 """From a TeacherConfig, or a module in memory, to a Teacher.
 
 What the config leaves open is taken from a safetensors file's metadata: mean, std, classes, dataset,
-num_classes, input_size.
+num_classes, input_size; and how random crops were padded: padding, or recipe with "crop(4, reflect)" in it.
 """
 
 import contextlib
 import copy
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.images import Normalization
+from nisynth.images.augment import Padding
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
 from nisynth.teachers.narrow import PRUNED, narrow_to
@@ -127,6 +129,7 @@ def _teacher(
         input_px=input_px,
         taps=config.taps,
         device=device,
+        padding=_padding(checkpoint),
         notes=notes,
     )
 
@@ -205,6 +208,15 @@ def _channels(
             f"three numbers {'from' if name == 'mean' else 'above'} 0 to 1, in units of pixel value / 255"
         )
     return values[0], values[1], values[2]
+
+
+def _padding(checkpoint: Checkpoint) -> Padding | None:
+    """Returns how the metadata says that random crops were padded: as `padding`, or within its `recipe`."""
+    stated = checkpoint.metadata.get("padding")
+    if stated is None:
+        crop = re.search(r"crop\(\d+, (\w+)\)", checkpoint.metadata.get("recipe", ""))
+        stated = crop.group(1) if crop else None
+    return next((padding for padding in get_args(Padding) if padding == stated), None)
 
 
 def _classes(config: TeacherConfig, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nisynth.errors import TeacherError
 from nisynth.images import Normalization
+from nisynth.images.augment import Padding
 from nisynth.teachers.checkpoint import hash_weights
 from nisynth.teachers.predict import BATCH_SIZE, predict, share
 from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
@@ -24,6 +25,7 @@ class Teacher:
     batch_norms, batch_norm_names: every BatchNorm2d that a forward pass runs, in module order; other classes
         that compute the same (SyncBatchNorm, frozen ones) have been replaced by BatchNorm2d.
     exit: where in the network's output the logits are.
+    padding: how the images it was trained on were padded for random crops; None where nothing says it.
     notes: what a person should know of this network before a long run, a line each.
     identity: what a run's fingerprint takes, JSON-able.
     Raises TeacherError for a network that cannot be inverted: no BatchNorm2d, BatchNorm2d without running
@@ -42,6 +44,7 @@ class Teacher:
         input_px: int = 32,
         taps: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
+        padding: Padding | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
@@ -62,6 +65,7 @@ class Teacher:
         self.normalization = normalization
         self.num_classes = len(self.classes)
         self.input_px = input_px
+        self.padding = padding
         self.notes = (*notes, *seen.notes)
         self._num_norms = seen.passed.num_norms
         self.identity: dict[str, Any] = {

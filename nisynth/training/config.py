@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 
 from nisynth.errors import ConfigError
+from nisynth.images.augment import Padding
 from nisynth.training.device import Precision
 
 
@@ -19,6 +20,10 @@ class TrainConfig:
     batch_size: of all workers together. schedule: `steps` multiplies the learning rate by `gamma` at
     each of `milestones`, given as fractions of `epochs` (120, 150, 180 of 200); `cosine` falls to 0;
     `constant`. crop_pad_px, flip: random crop of the padded image and mirroring, 0 and false for none.
+    padding: what surrounds the image that is cropped: black (`zero`), or the image mirrored (`reflect`);
+    null is how the teacher was trained, as far as its weights file says, else `zero`. A teacher that
+    never saw black borders answers worse to them. mixup, cutmix: alpha of the Beta distribution by which
+    two images are mixed, by weights or by a box; 0, the default, is none. The teacher answers to the mixture.
     precision: `auto` is bfloat16 on a GPU that has it, else float32; `float32` is the reference,
     deterministic, without TF32. compile: by torch.compile; null is true on a GPU.
     """
@@ -33,6 +38,9 @@ class TrainConfig:
     gamma: float = 0.1
     crop_pad_px: int = 4
     flip: bool = True
+    padding: Padding | None = field(default=None, metadata={"added_later": True, "before": "zero"})
+    mixup: float = field(default=0.0, metadata={"added_later": True})
+    cutmix: float = field(default=0.0, metadata={"added_later": True})
     precision: Precision = "auto"
     compile: bool | None = None
     seed: int = 0
@@ -45,6 +53,9 @@ class TrainConfig:
         for name in ("momentum", "weight_decay", "gamma"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"train.{name}: {getattr(self, name)} is not within 0..1")
+        for name in ("mixup", "cutmix"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"train.{name}: {getattr(self, name)} is not a finite number, 0 or more")
         if not 0.0 < self.lr < math.inf:
             raise ConfigError(f"train.lr: {self.lr} is not above 0")
         if not all(0.0 < fraction < 1.0 for fraction in self.milestones):
@@ -59,6 +70,15 @@ class TrainConfig:
                 f"train.steps: {self.steps} with train.schedule {self.schedule!r}, which counts epochs; "
                 "use schedule: constant, or give train.epochs"
             )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that no label is right for them."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def padded_as(self, teacher_padding: Padding | None) -> Self:
+        """Returns this config with its `padding` settled: the config's, else the teacher's, else `zero`."""
+        return replace(self, padding=self.padding or teacher_padding or "zero")
 
     def lr_at(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nisynth.errors import ConfigError
 from nisynth.images import LabelledImages, Normalization
-from nisynth.images.augment import EpochDraws, augment, draw_epoch
+from nisynth.images.augment import EpochDraws, Mixture, augment, draw_epoch, draw_mixture
 from nisynth.training.config import TrainConfig
 
 
@@ -79,15 +79,23 @@ class _WholeSetBatches:
         self.batch_size = min(config.batch_size, len(self._labels))
         self.part_size = part_of(self.batch_size, place)
         self.steps_per_epoch = config.steps_per_epoch(len(self._labels))
+        side_px = min(source.images.pixels.shape[2:])
+        if config.padding == "reflect" and config.crop_pad_px >= side_px:
+            raise ConfigError(
+                f"train.crop_pad_px: {config.crop_pad_px} is not below the {side_px} px of the images, as"
+                " train.padding: reflect needs it to be"
+            )
         self._augmented = config.compiled(place.device)(self._augment)
 
     def rest_of_epoch(self, epoch: int, steps_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        config = self._config
-        draws = draw_epoch(config.seed, epoch, len(self._labels), config.crop_pad_px, config.flip)
-        draws = draws.to(self._place.device)
+        config, device = self._config, self._place.device
+        num_images = len(self._labels)
+        draws = draw_epoch(config.seed, epoch, num_images, config.crop_pad_px, config.flip).to(device)
+        mixture = draw_mixture(config.seed, epoch, num_images, config.mixup, config.cutmix)
+        mixture = None if mixture is None else mixture.to(device)
         for step in range(steps_done, self.steps_per_epoch):
-            begin = step * self.batch_size + self._place.rank * self.part_size
-            yield self._take(draws, slice(begin, begin + self.part_size))
+            places = self._place.rank * self.part_size + torch.arange(self.part_size, device=device)
+            yield self._take(draws, mixture, step * self.batch_size, places)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -95,12 +103,25 @@ class _WholeSetBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
 
-    def _take(self, draws: EpochDraws, part: slice) -> tuple[Tensor, Tensor]:
-        order = draws.order[part]
-        return self._augmented(order, draws.shift_px[part], draws.flip[part]), self._labels[order]
+    def _take(
+        self, draws: EpochDraws, mixture: Mixture | None, begin: int, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = self._at(draws, begin + places)
+        if mixture is None:
+            return images, labels
+        # The partner's place is counted in the batch of all workers, so that their number changes nothing.
+        others, of_others = self._at(draws, begin + self.batch_size - 1 - places)
+        weights = mixture.weights(begin + places, *images.shape[2:])
+        larger = weights.mean((1, 2, 3)) >= 0.5  # accuracies are told against the label of this one
+        return torch.lerp(others, images, weights), torch.where(larger, labels, of_others)
+
+    def _at(self, draws: EpochDraws, places: Tensor) -> tuple[Tensor, Tensor]:
+        order = draws.order[places]
+        return self._augmented(order, draws.shift_px[places], draws.flip[places]), self._labels[order]
 
     def _augment(self, order: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
-        return self._normalize(augment(self._pixels, order, shift_px, flip))
+        padding = self._config.padding or "zero"
+        return self._normalize(augment(self._pixels, order, shift_px, flip, padding))
 
 
 def part_of(batch_size: int, place: Place) -> int:

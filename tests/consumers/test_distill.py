@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nisynth import load_teacher
@@ -178,6 +178,42 @@ def test_scratch_is_the_same_machinery_with_labels_and_its_own_recipe(world: Pat
     report = train_from_scratch(resolved)
     assert (report.kind, report.teacher_accuracy) == ("scratch", None)
     assert report.history[-1]["train_accuracy"] > report.history[0]["train_accuracy"]
+
+
+def test_crops_are_padded_as_the_teachers_were_and_the_student_tells_it_on(
+    world: Path, tmp_path: Path
+) -> None:
+    tensors, says = load_file(tiny_weights(world)), {"padding": "reflect"}
+    save_file(tensors, tmp_path / "reflects.safetensors", says)
+    teacher = {"weights": str(tmp_path / "reflects.safetensors")}
+    followed = distill(config(world, tmp_path / "followed", teacher=teacher))
+    asked = distill(config(world, tmp_path / "asked", train={"padding": "reflect"}))
+    black = distill(config(world, tmp_path / "black", teacher=teacher, train={"padding": "zero"}))
+    before = distill(config(world, tmp_path / "before"))
+    assert same_weights(tmp_path / "followed", tmp_path / "asked")
+    assert same_weights(tmp_path / "black", tmp_path / "before")
+    assert not same_weights(tmp_path / "asked", tmp_path / "before")
+    assert followed.identity == asked.identity
+    assert asked.identity["train"]["padding"] == "reflect"
+    assert "padding" not in before.identity["train"]  # what was trained before this option resumes
+    assert black.identity == before.identity
+    for name, padding in (("followed", "reflect"), ("before", "zero")):
+        student = str(tmp_path / name / "student.safetensors")
+        assert load_teacher(arch="tests.tiny:TinyNet", weights=student).padding == padding
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_the_teacher_answers_to_mixtures_which_have_no_label(
+    world: Path, tmp_path: Path, mix: dict[str, float]
+) -> None:
+    report = distill(config(world, tmp_path / "mixed", train=mix))
+    plain = distill(config(world, tmp_path / "plain"))
+    assert not same_weights(tmp_path / "mixed", tmp_path / "plain")
+    assert report.identity["train"] == {**plain.identity["train"], **mix}
+    with pytest.raises(ConfigError, match=r"loss.hard_label_weight: .* no label"):
+        config(world, tmp_path, train=mix, loss={"hard_label_weight": 0.5})
+    with pytest.raises(ConfigError, match=r"train.mixup, train.cutmix: .* no label"):
+        load_consumer_config(ScratchConfig, scratch_values(world, tmp_path, train=mix), kind="scratch")
 
 
 def test_a_student_needs_no_batch_norm_and_a_job_no_test_set(world: Path, tmp_path: Path) -> None:

@@ -148,6 +148,23 @@ def test_the_config_overrides_metadata(tmp_path: Path) -> None:
     assert (teacher.input_px, teacher.classes) == (16, tuple("uvwxyz"))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "padding"),
+    [
+        ({"padding": "reflect"}, "reflect"),
+        ({"padding": "zero", "recipe": "crop(4, reflect)+flip"}, "zero"),
+        ({"recipe": "60 epochs, crop(4, reflect)+flip, bfloat16"}, "reflect"),
+        ({"recipe": "crop(4, symmetric)"}, None),
+        ({}, None),
+    ],
+)
+def test_the_metadata_may_say_how_random_crops_were_padded(
+    tmp_path: Path, metadata: dict[str, str], padding: str | None
+) -> None:
+    teacher = load_teacher(arch=f"{__name__}:ThreeStages", weights=str(tagged(tmp_path, **metadata)))
+    assert teacher.padding == padding
+
+
 def test_a_dataset_names_classes_only_where_their_number_fits(tmp_path: Path) -> None:
     path = tagged(tmp_path, dataset="cifar10")
     assert load_teacher(arch="homemade:build", weights=str(path)).classes == tuple("012345")

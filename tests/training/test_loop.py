@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 
 from nisynth.errors import ConfigError, DataError, PlanMismatch
 from nisynth.images import LabelledImages, Normalization
-from nisynth.images.augment import draw_epoch
+from nisynth.images.augment import draw_epoch, draw_mixture
 from nisynth.storage import Store, open_store
 from nisynth.training import TrainConfig, TrainResult, WholeSet, hard_label_loss, train
 from nisynth.training.checkpoints import Checkpoints
+from nisynth.training.source import Place
 from tests.tiny import TinyNet
 
 REPO = Path(__file__).resolve().parents[2]
 NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 SMALL = TrainConfig(epochs=3, batch_size=16, lr=0.05, crop_pad_px=2)
+MIXED = replace(SMALL, padding="reflect", mixup=0.4, cutmix=1.0)
 
 
 class Killed(Exception):
@@ -140,11 +143,15 @@ def test_it_tells_of_steps_and_epochs_and_leaves_nothing_behind() -> None:
     assert result.images_per_s > 0
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize(
+    ("dropout", "config"), [(False, SMALL), (True, SMALL), (False, MIXED)], ids=["plain", "dropout", "mixed"]
+)
 @pytest.mark.parametrize("killed_at", [1, 4, 7, 11])
-def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, killed_at: int, dropout: bool) -> None:
+def test_a_killed_training_continues_to_the_same_bits(
+    tmp_path: Path, killed_at: int, dropout: bool, config: TrainConfig
+) -> None:
     whole, part = network(dropout), network(dropout)
-    uninterrupted = fit(whole)
+    uninterrupted = fit(whole, config)
     store = open_store(str(tmp_path))
 
     def stop(done: int, total: int) -> None:
@@ -152,10 +159,10 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, killed_at:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(part, on_step=stop, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+        fit(part, config, on_step=stop, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
     again = network(dropout)
     nn.init.zeros_(next(again.parameters()))  # whatever it starts from, the checkpoint decides
-    resumed = fit(again, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+    resumed = fit(again, config, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
     assert resumed.resumed_step == max(killed_at - 1, 0)
     if killed_at > 1:
         assert same(whole, again)
@@ -275,6 +282,37 @@ def test_saves_are_as_far_apart_as_asked_for(tmp_path: Path) -> None:
     assert list(store.list()) == []
 
 
+@pytest.mark.parametrize("config", [SMALL, MIXED], ids=["plain", "mixed"])
+def test_the_parts_of_three_workers_are_the_batches_of_one(config: TrainConfig) -> None:
+    config = replace(config, batch_size=12)
+
+    def epoch(place: Place) -> list[tuple[Tensor, Tensor]]:
+        return list(SOURCE.open(config, place).rest_of_epoch(1, 2))
+
+    device = torch.device("cpu")
+    parts = [epoch(Place(device, rank, 3)) for rank in range(3)]
+    for whole, *shares in zip(epoch(Place(device)), *parts, strict=True):
+        for of_whole, *of_shares in zip(whole, *shares, strict=True):
+            assert torch.equal(of_whole, torch.cat(of_shares))
+
+
+def test_a_mixture_is_of_an_image_and_the_one_in_the_mirrored_place_of_its_batch() -> None:
+    config = TrainConfig(epochs=1, batch_size=16, crop_pad_px=0, flip=False, mixup=0.4)
+    place = Place(torch.device("cpu"))
+    (plain, labels), *_ = SOURCE.open(replace(config, mixup=0.0), place).rest_of_epoch(0, 0)
+    (mixed, seen), *_ = SOURCE.open(config, place).rest_of_epoch(0, 0)
+    drawn = draw_mixture(config.seed, 0, 70, 0.4, 0.0)
+    assert drawn is not None
+    share = drawn.share[:16, None, None, None]
+    torch.testing.assert_close(mixed, share * plain + (1 - share) * plain.flip(0))
+    assert torch.equal(seen, torch.where(drawn.share[:16] >= 0.5, labels, labels.flip(0)))
+
+
+def test_reflection_needs_a_padding_below_the_side_of_the_images() -> None:
+    with pytest.raises(ConfigError, match=r"train.crop_pad_px: 16 is not below the 16 px of the images"):
+        fit(network(), replace(SMALL, padding="reflect", crop_pad_px=16))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_it_learns(precision: Any) -> None:
     config = TrainConfig(epochs=12, batch_size=16, lr=0.1, crop_pad_px=1, precision=precision)
@@ -303,6 +341,8 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
         ("momentum", 1.5),
         ("milestones", (120.0,)),
         ("seed", -1),
+        ("mixup", -0.1),
+        ("cutmix", float("inf")),
     ],
 )
 def test_values_that_cannot_be_used_name_their_field(field: str, value: Any) -> None:
