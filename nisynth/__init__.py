@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from nisynth.execution.run import run
     from nisynth.in_memory import synthesize
     from nisynth.reader import collate, open_dataset
+    from nisynth.series.conductor import adapt
     from nisynth.teachers import load_teacher
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
+__all__ = ["__version__", "adapt", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
 
 _HOMES = {
+    "adapt": "nisynth.series.conductor",
     "collate": "nisynth.reader",
     "load_teacher": "nisynth.teachers",
     "open_dataset": "nisynth.reader",

@@ -78,7 +78,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Raises ConfigError: one line that names the field, the value and what would be right.
     """
-    return _validated(_with_preset(_values(source, overrides, "")))
+    return _validated(_with_preset(read_values(source, overrides, "")))
 
 
 def load_consumer_config(
@@ -94,13 +94,19 @@ def load_consumer_config(
     kind: the folder of configs/ with those that ship. given: top-level values that beat the file's where
     they are not None, from options of the command line. Raises ConfigError.
     """
-    values = _values(source, overrides, kind)
+    values = read_values(source, overrides, kind)
     values.update({key: value for key, value in (given or {}).items() if value is not None})
     stated = {key: value for key, value in values.items() if value is not None}
     return cast(Owner, _section("", stated, owner))
 
 
-def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str) -> dict[str, Any]:
+def read_values(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
+) -> dict[str, Any]:
+    """Returns the values of a file, a shipped config's name, or a mapping, with `a.b=c` overrides; unchecked.
+
+    kind: the folder of configs/ with those that ship. Raises ConfigError.
+    """
     values = dict(source) if isinstance(source, Mapping) else _read(str(source), kind)
     copied: dict[str, Any] = json.loads(json.dumps(values))
     for override in overrides:
@@ -190,7 +196,7 @@ def _validated(values: dict[str, Any]) -> RunConfig:
     if name not in METHODS:
         raise ConfigError(f"method.name: unknown method {name!r}{_nearest(str(name), METHODS)}")
     sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name].config}
-    _check_keys(values, sections, "")
+    check_keys(values, sections, "")
     if "teacher" not in values:
         raise ConfigError(
             "teacher: missing; name the network, as in `teacher: {arch: resnet34, weights: path}`"
@@ -218,7 +224,7 @@ def _section(name: str, values: Any, owner: type) -> Any:
 def _check_nested(values: Mapping[str, Any], owner: type, prefix: str) -> None:
     """Checks the keys of a section and of the sections inside it; pydantic ignores a surplus key."""
     inner = {f.name: f.type for f in dataclasses.fields(owner)}
-    _check_keys(values, inner | ({"preset": str} if prefix == "method." else {}), prefix)
+    check_keys(values, inner | ({"preset": str} if prefix == "method." else {}), prefix)
     for key, value in values.items():
         for kind in get_args(inner.get(key)) or (inner.get(key),):  # of `Config | None`, the Config
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
@@ -235,7 +241,8 @@ def _describe(section: str, error: Any) -> str:
     return f"{place}: {error['input']!r}: {error['msg'].removeprefix('Input ')}"
 
 
-def _check_keys(values: Mapping[str, Any], valid: Mapping[str, Any], prefix: str) -> None:
+def check_keys(values: Mapping[str, Any], valid: Mapping[str, Any], prefix: str) -> None:
+    """Raises ConfigError for a key that is not valid, with the nearest that is. prefix: such as `run.`."""
     for key in values:
         if key not in valid:
             raise ConfigError(f"{prefix}{key}: unknown key{_nearest(str(key), valid)}")

@@ -7,7 +7,7 @@ Plan can be made from it again, which is how consumers and `verify` know every l
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, overload
 
 import numpy as np
 
@@ -72,9 +72,11 @@ def make_plan(
 class Plan(Sequence[Task]):
     """A lazy sequence of tasks with a fingerprint.
 
-    document: what plan.json holds: `fingerprint`, `identity` (what it is the hash of), `execution`,
+    document: what the object `KEY` holds: `fingerprint`, `identity` (what it is the hash of), `execution`,
     `versions`. Raises DataError when the document is not a plan, or not the one it says it is.
     """
+
+    KEY: ClassVar[str] = "plan.json"
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = dict(document)
@@ -90,10 +92,10 @@ class Plan(Sequence[Task]):
             self._refuse_impossible()
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(
-                f"plan.json: not a plan of this version ({error!r} is missing or wrong)"
+                f"{self.KEY}: not a plan of this version ({error!r} is missing or wrong)"
             ) from None
         if fingerprint(self.identity) != self.fingerprint:
-            raise DataError("plan.json: its fingerprint does not match its content; it was changed by hand")
+            raise DataError(f"{self.KEY}: its fingerprint does not match its content; it was changed by hand")
 
     @property
     def fp12(self) -> str:
@@ -142,16 +144,18 @@ class Plan(Sequence[Task]):
             return [self[i] for i in range(*index.indices(self.num_tasks))]
         if not -self.num_tasks <= index < self.num_tasks:
             raise IndexError(f"task {index}: the plan has tasks 0..{self.num_tasks - 1}")
-        index %= self.num_tasks
+        return self._task(index % self.num_tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[i] for i in range(self.num_tasks))
+
+    def _task(self, index: int) -> Task:
         return Task(
             index=index,
             seed=key(self.seed, index),
             labels=self.labels(index),
             rows=self.rows(index),
         )
-
-    def __iter__(self) -> Iterator[Task]:
-        return (self[i] for i in range(self.num_tasks))
 
     def _refuse_impossible(self) -> None:
         """Raises ValueError for what no config gives: a plan that anyone could write is read, too."""

@@ -18,12 +18,15 @@ LAYERS = [
     ["teachers"],
     ["plan", "shards", "training"],
     ["synthesis", "commits"],
+    ["series.plan"],
+    ["series.run"],
     ["report", "reader"],
     ["execution"],
     ["config"],
     ["progress"],
     ["worker", "in_memory"],
     ["execution.schedule", "consumers", "fitting"],
+    ["series.rivals", "series.pull"],
     ["evaluation"],
     [
         "report.facts",
@@ -39,7 +42,7 @@ LAYERS = [
     ["execution.drive", "execution.local", "execution.ray", "execution.actors", "execution.virtual"],
     ["execution.simulate", "execution.metrics"],
     ["execution.run"],
-    ["execution.submit"],
+    ["execution.submit", "series"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -139,6 +142,14 @@ def test_a_machine_with_only_torch_can_import(module: str) -> None:
 def test_the_public_names_are_these() -> None:
     import nisynth
 
-    assert nisynth.__all__ == ["__version__", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
+    assert nisynth.__all__ == [
+        "__version__",
+        "adapt",
+        "collate",
+        "load_teacher",
+        "open_dataset",
+        "run",
+        "synthesize",
+    ]
     for name in nisynth.__all__:
         assert getattr(nisynth, name)

@@ -6,11 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from nisynth.commits import Run
 from nisynth.errors import ConfigError
 from nisynth.execution.simulate import Costs, Prediction, costs_of, simulate
 from nisynth.progress import format_seconds
-from nisynth.storage import open_store
+from nisynth.series.run import open_run
 
 
 def costs(task_s: float | None, from_url: str, start_s: float | None) -> Costs:
@@ -21,7 +20,7 @@ def costs(task_s: float | None, from_url: str, start_s: float | None) -> Costs:
     if (task_s is None) == (not from_url):
         raise ConfigError("--simulate: say what a task takes, either by --task-s S or --from URL of a run")
     if from_url:
-        return costs_of(Run.open(open_store(from_url)), start_s)
+        return costs_of(open_run(from_url), start_s)
     found = Costs(compute_s=[task_s or 0.0])
     return found if start_s is None else dataclasses.replace(found, start_s=start_s)
 

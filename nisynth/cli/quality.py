@@ -13,9 +13,8 @@ from rich.text import Text
 
 from nisynth.cli.options import JsonOption, QuietOption, UrlArgument
 from nisynth.cli.output import narrator, out
-from nisynth.commits import Run
 from nisynth.progress import printable
-from nisynth.storage import open_store
+from nisynth.series.run import open_run
 
 if TYPE_CHECKING:  # measuring imports torch's and numpy's heavy parts, which other verbs need not wait for
     from nisynth.evaluation.measure import Yardstick
@@ -166,7 +165,7 @@ def compare(
     from nisynth.report.compare import curves_of, loss_by_run, names_of, quality_rows
     from nisynth.report.pictures import write_file
 
-    runs = [Run.open(open_store(url)) for url in urls]
+    runs = [open_run(url) for url in urls]
     names = names_of(runs)
     write_file(output, loss_by_run({name: curves_of(run) for name, run in zip(names, runs, strict=True)}))
     by = Yardstick(

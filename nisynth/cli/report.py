@@ -77,16 +77,15 @@ def card(
     quiet: QuietOption = False,
 ) -> None:
     """Write a complete run's card for a hub: README.md with what was measured, and a contact sheet."""
-    from nisynth.commits import Run
     from nisynth.commits.card import SHEET
     from nisynth.commits.seal import CARD_KEY
     from nisynth.evaluation.measure import Yardstick
     from nisynth.report.cards import measured_card
     from nisynth.report.pictures import write_file
     from nisynth.report.preview import draw_preview
-    from nisynth.storage import open_store
+    from nisynth.series.run import open_run
 
-    run = Run.open(open_store(url))
+    run = open_run(url)
     found = measured(
         url,
         Yardstick(

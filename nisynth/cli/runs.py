@@ -16,6 +16,7 @@ from nisynth.commits.status import status as read_status
 from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
+from nisynth.series.run import Series, open_run
 from nisynth.storage import open_store
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def status(
 
     --watch ends with 0 when the run is complete, with 3 when only quarantined tasks are left.
     """
-    opened = Run.open(open_store(url))
+    opened = open_run(url)
     if watch:
         return COMPLETE if follow(opened, Console(highlight=False), every, as_json).complete else PARTIAL
     found = read_status(opened)
@@ -165,9 +166,13 @@ def verify(
 
     A run that is not complete is no problem, unless you ask for --complete.
     """
-    run = Run.open(open_store(url))
+    run = open_run(url)
     with shards_shown(quiet) as show:
         verdict = audit.verify(run, deep, show)
+    if isinstance(run, Series):
+        from nisynth.series.rivals import judge_rivals
+
+        verdict = dataclasses.replace(verdict, problems=(*verdict.problems, *judge_rivals(run)))
     if as_json:
         problems = [dataclasses.asdict(problem) for problem in verdict.problems]
         document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "complete": verdict.complete}
@@ -181,7 +186,7 @@ def verify(
 
 def retry(url: UrlArgument) -> None:
     """Lift every quarantine, so that the next run tries those tasks again."""
-    tasks = Run.open(open_store(url)).retry()
+    tasks = open_run(url).retry()
     out.print(f"{len(tasks)} quarantines lifted{_list(tasks)}; run again to try them")
 
 
@@ -194,7 +199,7 @@ def redo(
     """Remove the commits of bad shards, so that the next run makes them again."""
     if bool(task) == bad:
         raise ConfigError("redo: name the tasks with --task N, or say --bad")
-    opened = Run.open(open_store(url))
+    opened = open_run(url)
     if not bad:
         removed = audit.redo(opened, task)
     else:
@@ -208,8 +213,11 @@ def redo(
 
 def gc(url: UrlArgument) -> None:
     """Delete shards that lost to another attempt's commit, and what killed writers left; nothing else."""
-    opened = Run.open(open_store(url))
-    deleted, swept = audit.gc(opened), opened.store.sweep()
+    opened = open_run(url)
+    deleted = audit.gc(opened)
+    swept = sum(
+        store.sweep() for store in {part.store.url: part.store for part in (opened, *opened.rounds)}.values()
+    )
     out.print(f"{len(deleted)} losing shards deleted, and {swept} files that killed writers left")
 
 
@@ -236,7 +244,7 @@ def preview(
         raise ConfigError("preview: give --rows-by or --task, not both")
     if len(urls) > 1 and rows_by is None:
         raise ConfigError("preview: several runs need --rows-by method")
-    runs = [Run.open(open_store(url)) for url in urls]
+    runs = [open_run(url) for url in urls]
     if rows_by is not None:
         count = draw_methods(runs, output)
     elif task is not None:

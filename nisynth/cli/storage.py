@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nisynth.cli.options import JsonOption, QuietOption, UrlArgument
 from nisynth.cli.output import out, shards_shown
-from nisynth.commits import Commit, Run
+from nisynth.commits import Commit
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
@@ -21,7 +21,7 @@ from nisynth.errors import ConfigError
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.progress.rates import format_failure
-from nisynth.storage import open_store
+from nisynth.series.run import Series, open_run
 
 NOTHING_RECORDED = Failed("unknown", "no failure is recorded")
 CURVE_POINTS = 12
@@ -48,10 +48,16 @@ def pull(
 ) -> int:
     """Copy a run into a local folder, each shard checked against its commit. Run it again to resume."""
     began_s = time.monotonic()
+    source = open_run(url)
     with shards_shown(quiet) as show:
-        done = pull_run(
-            open_store(url), folder, workers=workers, allow_partial=allow_partial, on_checked=show
-        )
+        if isinstance(source, Series):
+            from nisynth.series.pull import pull_series
+
+            done = pull_series(source, folder, workers=workers, allow_partial=allow_partial, on_checked=show)
+        else:
+            done = pull_run(
+                source.store, folder, workers=workers, allow_partial=allow_partial, on_checked=show
+            )
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(done)), ensure_ascii=True)
     else:
@@ -76,7 +82,7 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Say who made a task, how long it took and how its losses fell, or how it failed."""
-    opened = Run.open(open_store(url))
+    opened = open_run(url)
     if curve and task is None:
         raise ConfigError("logs --curve: name the task with --task N")
     if task is not None:

@@ -25,6 +25,7 @@ VERBS = {
     "prune": "compress:prune_network",
     "distil": "distill:distil",
     "scratch": "distill:scratch",
+    "adapt": "adapt:adapt",
     "fit": "fit:fit",
     "submit": "jobs:submit",
     "methods": "methods:methods",

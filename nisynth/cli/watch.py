@@ -25,7 +25,12 @@ def describe(found: Status) -> list[str]:
         f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
     )
     canary = f"the canary failed: {found.canary}; `nisynth preview {found.url}` draws its images"
-    lines = [f"{found.url}: {state}", counts, *([canary] if found.canary else [])]
+    lines = [
+        f"{found.url}: {state}",
+        *([found.step] if found.step else []),
+        counts,
+        *([canary] if found.canary else []),
+    ]
     if found.teacher_accuracy is not None and found.r_bn_in_y is not None:
         lines.append(
             f"in the last commits the teacher recognises {found.teacher_accuracy:.1%} of the images,"

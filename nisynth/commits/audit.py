@@ -88,10 +88,17 @@ def redo(run: Run, tasks: Iterable[int]) -> list[int]:
     for task in wanted:
         run.require_task(task)
     unseal(run)
-    removed = run.committed().intersection(wanted)
-    keys = [key(run.plan.fp12, task) for task in wanted for key in (commit_key, quarantine_key)]
-    for _ in in_parallel(run.store.delete, keys):
-        pass
+    removed, parts = run.committed().intersection(wanted), dict[int, list[int]]()
+    rounds = run.rounds
+    for number, local in map(run.place, wanted):
+        if number < len(rounds):
+            parts.setdefault(number, []).append(local)
+    for number, locals_ in parts.items():
+        part = rounds[number]
+        unseal(part)
+        keys = [key(part.plan.fp12, task) for task in locals_ for key in (commit_key, quarantine_key)]
+        for _ in in_parallel(part.store.delete, keys):
+            pass
     return sorted(removed)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
-from nisynth.commits.rejected import CANARY, Rejected, read_rejected
+from nisynth.commits.rejected import Rejected, read_rejected
 from nisynth.commits.run import Run
 
 
@@ -47,7 +47,7 @@ def task_log(run: Run, task: int) -> TaskLog:
     commit = run.read(task)
     if commit is not None:
         return TaskLog(task, "committed", commit=commit)
-    rejected = read_rejected(run) if task == CANARY else None
+    rejected = read_rejected(run) if task == run.first_task else None
     return replace(_quarantine_log(run, task), rejected=rejected)
 
 

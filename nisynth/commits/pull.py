@@ -12,7 +12,7 @@ a function of the commits, and a copied manifest would be one more document to d
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
 from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
 from nisynth.identity import differing_fields
+from nisynth.plan import Plan
 from nisynth.storage import AlreadyExists, NotFound, Store
 from nisynth.storage.local import LocalStore, path_of
 from nisynth.storage.single_writer import SingleWriter
@@ -62,13 +63,13 @@ def pull(
     IncompleteRun, PlanMismatch (the folder holds something else), DataError (bad shards, after all
     others were copied), StorageError.
     """
-    root = _local_path(folder)
+    root = local_path(folder)
     data = fetch_document(source, PLAN_KEY)
     if data is None:
         raise PlanMismatch(f"{source.url}: no run there (no plan.json); check the URL")
-    run = Run(source, parse_plan(source.url, data))
+    run = Run(source, parse_plan(source.url, data, Plan))
     tasks = sorted(run.committed())
-    _require_enough(run, tasks, allow_partial)
+    require_enough(run, tasks, allow_partial)
     copy = _begin_copy(root, run, data)
     sizes = list(_copy_all(run, copy, tasks, workers, on_checked))
     complete = len(tasks) == run.plan.num_tasks
@@ -86,13 +87,15 @@ def pull(
     )
 
 
-def _local_path(folder: str) -> Path:
+def local_path(folder: str) -> Path:
+    """Returns the folder that a copy goes to. Raises ConfigError for a URL of something else."""
     if "://" in folder and not folder.startswith("file://"):
         raise ConfigError(f"DIR {folder!r}: pull copies to this machine; name a local folder")
     return path_of(folder)
 
 
-def _require_enough(run: Run, tasks: list[int], allow_partial: bool) -> None:
+def require_enough(run: Run, tasks: list[int], allow_partial: bool) -> None:
+    """Raises IncompleteRun where too little is committed to copy."""
     if not tasks:
         raise IncompleteRun(f"{run.store.url}: no task is committed yet; run it first")
     missing = run.plan.num_tasks - len(tasks)
@@ -125,22 +128,30 @@ def _names(root: Path) -> set[str]:
 
     Raises StorageError for a link, pipe or device in the place of a file or folder of a run.
     """
+    found = plain_entries(root, _FOLDERS, _FILES)
+    for name in found & set(_FOLDERS):
+        inside = root / name
+        plain_entries(inside, (), [entry.name for entry in os.scandir(inside)])
+    return found
+
+
+def plain_entries(folder: Path, folders: Collection[str], files: Collection[str]) -> set[str]:
+    """Returns the names in a folder, none if it is not there yet.
+
+    Raises StorageError where one of `folders` or `files` is there and is not a plain one, such as a link.
+    """
     try:
-        found = {entry.name: entry for entry in os.scandir(root)} if root.is_dir() else {}
-        used = [(entry, name in _FOLDERS) for name, entry in found.items() if name in _FOLDERS + _FILES]
-        for entry, is_folder in used:
-            _require_plain(entry, is_folder)
-            for inner in list(os.scandir(entry.path)) if is_folder else []:
-                _require_plain(inner, is_folder=False)
+        found = list(os.scandir(folder)) if folder.is_dir() else []
+        for entry in found:
+            if entry.name in folders and not entry.is_dir(follow_symlinks=False):
+                raise StorageError(
+                    f"{entry.path}: not a plain folder; pull follows no links, so move it away"
+                )
+            if entry.name in files and not entry.is_file(follow_symlinks=False):
+                raise StorageError(f"{entry.path}: not a plain file; pull follows no links, so move it away")
     except OSError as error:
-        raise StorageError(f"{root}: {error.strerror}; name a folder that this user may use") from None
-    return set(found)
-
-
-def _require_plain(entry: os.DirEntry[str], is_folder: bool) -> None:
-    if not (entry.is_dir if is_folder else entry.is_file)(follow_symlinks=False):
-        kind = "folder" if is_folder else "file"
-        raise StorageError(f"{entry.path}: not a plain {kind}; pull follows no links, so move it away")
+        raise StorageError(f"{folder}: {error.strerror}; name a folder that this user may use") from None
+    return {entry.name for entry in found}
 
 
 def _copy_all(

@@ -34,9 +34,13 @@ def reject(run: Run, batch: Commit, message: str) -> None:
 def read_rejected(run: Run) -> Rejected | None:
     """Returns the canary that was refused last; None when there was none, or it is committed by now.
 
+    Of a series, that of the round at work; its task is numbered within that round.
     A record that is not sound is none: anyone who can write to the bucket may have written it.
     Raises StorageError.
     """
+    if not run.rounds:
+        return None
+    run = run.rounds[-1]
     data = fetch_document(run.store, _key(run))
     if data is None or run.read(CANARY) is not None:
         return None

@@ -6,8 +6,8 @@ completion, an ETag, or a clock; the first commit of a task wins, and every late
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nisynth.commits.fetch import bad_shard, fetch_document, fetch_shard, holds
 from nisynth.commits.parallel import in_parallel
@@ -15,12 +15,13 @@ from nisynth.commits.records import (
     Commit,
     Outcome,
     commit_key,
+    misfit,
     parse_shard_key,
     parse_task_key,
     quarantine_key,
     shard_key,
 )
-from nisynth.errors import ConfigError, DataError, PlanMismatch, StorageError
+from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
 from nisynth.identity import differing_fields
 from nisynth.plan import Plan
 from nisynth.shards import Shard, decode
@@ -29,18 +30,43 @@ from nisynth.storage import AlreadyExists, OutcomeUnknown, Store
 if TYPE_CHECKING:
     from nisynth.commits.seal import ManifestRow
 
-PLAN_KEY = "plan.json"
+PLAN_KEY = Plan.KEY
+SERIES_KEY = "series.json"
 SUCCESS_KEY = "_SUCCESS"
 TRIES = 5
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Record = TypeVar("Record", "Commit", "ManifestRow")
 _PLAN_CURE = "put the original back, or use another URL"
 
 
 class Run:
-    """One target set at one URL. `join` begins or resumes it, `find` only looks; `open` reads any."""
+    """One target set at one URL. `join` begins or resumes it, `find` only looks; `open` reads any.
+
+    A series of runs (`nisynth.series`) is read as one: `rounds` are the runs that a set consists of, which
+    of a run is itself, and `place` says where a task of the whole belongs.
+    """
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store = store
         self.plan = plan
+
+    @property
+    def rounds(self) -> "tuple[Run, ...]":
+        """The runs that this set consists of, as far as they are begun."""
+        return (self,)
+
+    @property
+    def first_task(self) -> int:
+        """The task that goes first, alone, before others may begin: of a series, that of its last round."""
+        return 0
+
+    def place(self, task: int) -> tuple[int, int]:
+        """Returns which of `rounds` a task belongs to, and its number there."""
+        return 0, task
+
+    def numbered(self, number: int, record: Record) -> Record:
+        """Returns a commit or row of round `number` with its task and shard as this set names them."""
+        return record
 
     @classmethod
     def join(cls, store: Store, plan: Plan) -> "Run":
@@ -55,18 +81,24 @@ class Run:
             if found is not None:
                 return found
             try:
-                store.create(PLAN_KEY, data)
+                store.create(plan.KEY, data)
                 return cls(store, plan)
             except (AlreadyExists, OutcomeUnknown):
                 continue
-        raise StorageError(f"{store.url}: plan.json could not be created or read in {TRIES} tries; run again")
+        raise StorageError(
+            f"{store.url}/{plan.KEY}: could not be created or read in {TRIES} tries; run again"
+        )
 
     @classmethod
     def find(cls, store: Store, plan: Plan) -> "Run | None":
         """Returns the run of `plan` at the store, None when it is not begun. Raises as `join` does."""
-        existing = fetch_document(store, PLAN_KEY)
+        existing = fetch_document(store, plan.KEY)
         if existing is not None:
             return cls(store, _same_plan(store.url, plan, existing))
+        other = PLAN_KEY if plan.KEY == SERIES_KEY else SERIES_KEY
+        if fetch_document(store, other) is not None:
+            theirs, verb = ("a run", "run") if other == PLAN_KEY else ("a series", "adapt")
+            raise PlanMismatch(f"{store.url}: holds {theirs} ({other}); use `nisynth {verb}`, or another URL")
         if next(iter(store.list("commits/")), None) is not None:
             raise PlanMismatch(
                 f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL"
@@ -79,11 +111,30 @@ class Run:
         existing = fetch_document(store, PLAN_KEY)
         if existing is None:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
-        return cls(store, parse_plan(store.url, existing))
+        return cls(store, parse_plan(store.url, existing, Plan))
 
     def is_sealed(self) -> bool:
         """True when `_SUCCESS` says that the run was complete."""
         return fetch_document(self.store, SUCCESS_KEY) is not None
+
+    def step(self) -> str:
+        """Returns what a series is at, in words; "" for a run."""
+        return ""
+
+    def read_seal(self) -> str:
+        """Returns what `_SUCCESS` says: a hash over the manifests. Raises IncompleteRun where it is not."""
+        data = fetch_document(self.store, SUCCESS_KEY)
+        if data is None:
+            raise incomplete(self.store.url)
+        return data.decode(errors="replace").strip()
+
+    def seal_of(self, manifest_sha256s: Sequence[str]) -> str:
+        """Returns what the seal over these manifests, one for each of `rounds`, has to be."""
+        return manifest_sha256s[0]
+
+    def misfit(self, row: "Commit | ManifestRow") -> str | None:
+        """Returns why no worker of this set wrote the record of a shard, None when one may have."""
+        return misfit(row, self.plan)
 
     def require_task(self, task: int) -> None:
         """Raises ConfigError for a number that is no task of the run."""
@@ -230,22 +281,30 @@ class Run:
         return {task for task in keys if task is not None and task < self.plan.num_tasks}
 
 
-def parse_plan(url: str, data: bytes) -> Plan:
-    """Returns the plan that a run's plan.json holds. Raises DataError when it is none, or a changed one."""
+def incomplete(url: str) -> IncompleteRun:
+    """Returns the error of a consumer that wants a whole set where tasks are missing."""
+    return IncompleteRun(
+        f"{url}: the run is not complete (no _SUCCESS); run it again to resume,"
+        " or pass --allow-partial (allow_partial=True) for what is committed"
+    )
+
+
+def parse_plan(url: str, data: bytes, kind: type[AnyPlan]) -> AnyPlan:
+    """Returns the plan of a kind that its document holds. Raises DataError when it is none, or changed."""
     try:
         document = json.loads(data)
         if not isinstance(document, Mapping):
             raise ValueError("not an object")
     except (ValueError, RecursionError):
-        raise DataError(f"{url}/plan.json: not JSON, the run's plan is damaged; {_PLAN_CURE}") from None
+        raise DataError(f"{url}/{kind.KEY}: not JSON, the plan is damaged; {_PLAN_CURE}") from None
     try:
-        return Plan(document)
+        return kind(document)
     except DataError as error:
         raise DataError(f"{url}/{error}; {_PLAN_CURE}") from None
 
 
 def _same_plan(url: str, plan: Plan, data: bytes) -> Plan:
-    theirs = parse_plan(url, data)
+    theirs = parse_plan(url, data, type(plan))
     if theirs.fingerprint != plan.fingerprint:
         fields = "; ".join(differing_fields(plan.identity, theirs.identity))
         raise PlanMismatch(

@@ -18,8 +18,8 @@ from nisynth.commits.card import write_card
 from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, check_shard_size, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
-from nisynth.commits.run import SUCCESS_KEY, Run
-from nisynth.errors import DataError, IncompleteRun, StorageError, one_line
+from nisynth.commits.run import SUCCESS_KEY, Run, incomplete
+from nisynth.errors import DataError, StorageError, one_line
 from nisynth.shards import to_parquet
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
@@ -80,11 +80,11 @@ def seal(run: Run) -> bool:
     winners = {row.task: row.attempt for row in rows}
     delete_losers(run, [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt])
     manifest = encode_manifest(run, rows)
-    _create_same(run.store, MANIFEST_KEY, manifest)
+    create_same(run.store, MANIFEST_KEY, manifest)
     card = write_card(run.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
     with suppress(AlreadyExists, OutcomeUnknown):  # any card will do: people may have edited theirs
         run.store.create(CARD_KEY, card.encode())
-    _create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
+    create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
     return True
 
 
@@ -137,20 +137,20 @@ def read_manifest(run: Run) -> list[ManifestRow]:
 
     Raises IncompleteRun when the run is not sealed, DataError when the manifest is damaged.
     """
+    expected = run.read_seal()
     try:
-        expected = run.store.get(SUCCESS_KEY, MAX_DOCUMENT_BYTES).decode(errors="replace").strip()
-        data = run.store.get(MANIFEST_KEY, MAX_DOCUMENT_BYTES + _ROW_BYTES * run.plan.num_tasks)
+        manifests = [
+            part.store.get(MANIFEST_KEY, MAX_DOCUMENT_BYTES + _ROW_BYTES * part.plan.num_tasks)
+            for part in run.rounds
+        ]
     except NotFound:
-        raise IncompleteRun(
-            f"{run.store.url}: the run is not complete (no _SUCCESS); run it again to resume,"
-            " or pass --allow-partial (allow_partial=True) for what is committed"
-        ) from None
-    if hashlib.sha256(data).hexdigest() != expected:
+        raise incomplete(run.store.url) from None
+    if run.seal_of([hashlib.sha256(data).hexdigest() for data in manifests]) != expected:
         raise DataError(
             f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says;"
             f" `nisynth redo {run.store.url} --bad`"
         )
-    return list(_rows(data))
+    return [run.numbered(number, row) for number, data in enumerate(manifests) for row in _rows(data)]
 
 
 def _rows(data: bytes) -> Iterator[ManifestRow]:
@@ -186,7 +186,11 @@ def _check_sizes(run: Run, rows: list[ManifestRow], listed: Mapping[str, int]) -
         )
 
 
-def _create_same(store: Store, key: str, data: bytes) -> None:
+def create_same(store: Store, key: str, data: bytes) -> None:
+    """Creates an object that a racing writer may have created with the same bytes.
+
+    Raises DataError where it holds other bytes, StorageError.
+    """
     for _ in range(TRIES):
         try:
             store.create(key, data)

@@ -22,7 +22,7 @@ class Status:
 
     eta_s: at the pace of the last commits; 0 when complete, None when unknown. canary: why task 0 failed the
     quality gate, while it is not committed. teacher_accuracy, r_bn_in_y: medians over the last commits (at
-    most 32), None where there are none or they do not say.
+    most 32), None where there are none or they do not say. step: what a series is at, "" for a run.
     """
 
     url: str
@@ -36,6 +36,7 @@ class Status:
     canary: str = ""
     teacher_accuracy: float | None = None
     r_bn_in_y: float | None = None
+    step: str = ""
 
     @property
     def settled(self) -> bool:
@@ -50,7 +51,7 @@ def status(run: Run) -> Status:
     quarantined = run.quarantined(committed)
     complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
-    rejected = None if committed else read_rejected(run)
+    rejected = None if run.first_task in committed else read_rejected(run)
     latest = _latest(run, committed)
     return Status(
         url=run.store.url,
@@ -64,6 +65,7 @@ def status(run: Run) -> Status:
         canary="" if rejected is None else rejected.message,
         teacher_accuracy=_median(latest, "teacher_accuracy"),
         r_bn_in_y=_median(latest, "r_bn_in_y"),
+        step="" if complete else run.step(),
     )
 
 

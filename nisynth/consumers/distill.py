@@ -75,7 +75,7 @@ def distill(config: DistillConfig, *, address: str | None = None, say: Say = sil
 
 def prepare(config: DistillConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
-    dataset = open_dataset(config.data, allow_partial=config.allow_partial)
+    dataset = open_dataset(config.data, allow_partial=config.allow_partial, rounds=config.rounds)
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)
     config = replace(config, train=config.train.padded_as(teacher.padding))

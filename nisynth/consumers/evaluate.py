@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nisynth.commits.run import PLAN_KEY, SERIES_KEY
 from nisynth.errors import ConfigError
 from nisynth.images import LabelledImages, check_fits
 from nisynth.images.real import load_real_set
@@ -119,9 +120,10 @@ def _compare(other: Teacher, images: LabelledImages, chosen: Tensor) -> Comparis
 
 
 def _is_run(data: str) -> bool:
-    """Tells a run's URL from a test set's: a folder with a plan.json, or an object URL that names no file."""
+    """Tells a run's or series' URL from a test set's: a folder with a plan, or an object URL of no file."""
     if data.startswith("hf:"):
         return False
     if "://" in data and not data.startswith("file://"):
         return not data.endswith(".parquet")
-    return (Path(data.removeprefix("file://")).expanduser() / "plan.json").is_file()
+    folder = Path(data.removeprefix("file://")).expanduser()
+    return any((folder / key).is_file() for key in (PLAN_KEY, SERIES_KEY))

@@ -53,7 +53,7 @@ def train_from_scratch(
 def prepare(config: ScratchConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
     config = replace(config, train=config.train.padded_as(None))
-    dataset = open_dataset(config.data, allow_partial=config.allow_partial)
+    dataset = open_dataset(config.data, allow_partial=config.allow_partial, rounds=config.rounds)
     network = student_network(config, dataset)
     return Job(
         kind="scratch",

@@ -6,7 +6,7 @@ which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpo
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -54,7 +54,8 @@ class JobConfig:
     images to measure on every `evaluate_every` epochs and at the end; nothing is ever selected by it.
     checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each where
     the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster that
-    adds such nodes on demand. allow_partial: train on what an incomplete run has committed.
+    adds such nodes on demand. allow_partial: train on what an incomplete run has committed. rounds: of a
+    series, train on its first rounds alone.
     """
 
     data: str = ""
@@ -67,6 +68,7 @@ class JobConfig:
     workers: int = 1
     wait_for_gpus: bool = False
     allow_partial: bool = False
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -120,7 +122,16 @@ def run_job(prepare: Callable[[Config], Job], config: Config, address: str | Non
     return report
 
 
-def student_network(config: JobConfig, dataset: SyntheticDataset) -> nn.Module:
+class Classes(Protocol):
+    """What a student must fit: images of a size, in so many classes."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def input_px(self) -> int: ...
+
+
+def student_network(config: JobConfig, dataset: Classes) -> nn.Module:
     """Returns the student with its initial weights, drawn from the seed or read from `student.weights`.
 
     Raises ConfigError, TeacherError, StorageError.

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nisynth.commits import Run
 from nisynth.errors import ConfigError
 from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.networks import SHIPPED, EmbeddingNetwork, load_embedding, read_layers
 from nisynth.evaluation.quality import Quality, measure_quality
 from nisynth.images.real import load_real_set
 from nisynth.reader import open_dataset
-from nisynth.storage import open_store
+from nisynth.series.run import open_run
 from nisynth.teachers import load_teacher
 from nisynth.training.device import default_device
 
@@ -63,7 +62,7 @@ def open_for_measuring(url: str, by: Yardstick) -> Opened:
 
     Raises ConfigError for what cannot be used, IncompleteRun, DataError, StorageError, TeacherError.
     """
-    plan = Run.open(open_store(url)).plan
+    plan = open_run(url).plan
     dataset = open_dataset(url, allow_partial=by.allow_partial)
     real = None
     if by.real is not None:

@@ -20,7 +20,6 @@ from nisynth.commits import Run
 from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.images import LabelledImages, Normalization
-from nisynth.plan import Plan
 from nisynth.reader.cursor import Cursor, rank_and_world_size
 from nisynth.reader.follow import FollowConfig, Follower
 from nisynth.reader.order import LANES, Batches
@@ -28,6 +27,7 @@ from nisynth.reader.sampler import ElasticBatchSampler
 from nisynth.reader.source import RAM_BYTES, ShardSource
 from nisynth.reader.stream import PREFETCH_BYTES, Stream
 from nisynth.reader.view import View, check_rows
+from nisynth.series.run import open_rounds
 from nisynth.storage import open_store
 from nisynth.storage.cache import default_folder
 from nisynth.storage.decoded import DecodedCache
@@ -45,17 +45,19 @@ def open_dataset(
     ram_bytes: int = RAM_BYTES,
     transform: Transform | None = None,
     follow: bool | FollowConfig = False,
+    rounds: int | None = None,
 ) -> "SyntheticDataset":
-    """Returns the images of the run at `url` as a map-style torch dataset; reads its manifest alone.
+    """Returns the images of the run or series at `url` as a map-style torch dataset; reads manifests alone.
 
     allow_partial: also a run that is not complete, with what is committed now. follow: also a run that
     still grows: each epoch of a stream or sampler reads what is committed when it begins, see
     `FollowConfig`. cache: the folder that keeps decoded shards, `$XDG_CACHE_HOME/nisynth` by default; False
     for none. cache_bytes: its cap, by default 50 GB or half of the disk's free space. ram_bytes: of shards
-    that no disk keeps. transform: applied to the uint8 `(3, H, W)` tensor of an image when it is asked for.
+    that no disk keeps. rounds: of a series, its first rounds alone. transform: applied to the uint8
+    `(3, H, W)` tensor of an image when it is asked for.
     Raises IncompleteRun, PlanMismatch (no run there), DataError (a damaged manifest), StorageError.
     """
-    run = Run.open(open_store(url))
+    run = open_rounds(url, rounds)
     follower = None
     if follow:
         follower = Follower(run, follow if isinstance(follow, FollowConfig) else FollowConfig())
@@ -68,7 +70,7 @@ def open_dataset(
     # The whole set of a local run is decoded as fast as it is read from a cache: keep no second copy of it.
     keep_loaded = cache is not None or url.startswith("s3://")
     settings = _Settings(folder, cache_bytes, ram_bytes, keep_loaded, transform)
-    return SyntheticDataset(run.store.url, run.plan, view, settings, follower)
+    return SyntheticDataset(run, view, settings, follower)
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,9 @@ class SyntheticDataset(Dataset[Any]):
     memory; workers of a DataLoader share either.
     """
 
-    def __init__(
-        self, url: str, plan: Plan, view: View, settings: _Settings, follower: Follower | None = None
-    ) -> None:
-        self.url = url
+    def __init__(self, run: Run, view: View, settings: _Settings, follower: Follower | None = None) -> None:
+        plan = run.plan
+        self.url = run.store.url
         self.view = view
         self.fingerprint = plan.fingerprint
         self.classes = plan.classes
@@ -102,6 +103,7 @@ class SyntheticDataset(Dataset[Any]):
         self.input_px = plan.input_px
         self.transform = settings.transform
         self._plan, self._settings, self._follower = plan, settings, follower
+        self._kind = type(run)
         self._joined = {row.task: 0 for row in view.shards}
         self._epochs_begun = 0
         self._loaded: LabelledImages | None = None
@@ -269,7 +271,7 @@ class SyntheticDataset(Dataset[Any]):
         if self._source is None or self._source[0] != os.getpid():
             settings = self._settings
             cache = None if settings.cache is None else DecodedCache(settings.cache, settings.cache_bytes)
-            run = Run(open_store(self.url), self._plan)
+            run = self._kind(open_store(self.url), self._plan)
             self._source = os.getpid(), ShardSource(run, cache, settings.ram_bytes)
         return self._source[1]
 

@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from nisynth.commits import Run
-from nisynth.commits.records import misfit
 from nisynth.commits.seal import ManifestRow
 from nisynth.errors import DataError
 from nisynth.randomness import Int64
@@ -44,7 +43,7 @@ class View:
 def check_rows(run: Run, rows: Sequence[ManifestRow], *, partial: bool) -> None:
     """Raises DataError when a list of shards is not one that this run's plan could have."""
     tasks = [row.task for row in rows]
-    sound = all(misfit(row, run.plan) is None for row in rows)
+    sound = all(run.misfit(row) is None for row in rows)
     if not sound or tasks != sorted(set(tasks)) or not (partial or len(tasks) == run.plan.num_tasks):
         raise DataError(
             f"{run.store.url}: the list of shards does not fit plan.json;"

@@ -19,6 +19,7 @@ from nisynth.report.maps import draw_small_map
 from nisynth.report.page import RunPage
 from nisynth.report.preview import sample_images
 from nisynth.report.training_page import render_training
+from nisynth.series.run import open_run
 from nisynth.storage import NotFound, open_store
 
 MAP_POINTS = 1000
@@ -43,7 +44,7 @@ def build_page(
     result = read_result(url)
     if result is not None:
         return render_training(result, public_name(url))
-    run = Run.open(open_store(url))
+    run = open_run(url)
     say("reading the commits")
     facts = gather(run)
     trained = None if student is None else read_result(student)

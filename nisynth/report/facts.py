@@ -144,7 +144,7 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
         quarantined=tuple(quarantine_logs(run)),
         bands=loss_bands(curves),
         versions=versions,
-        failed_attempts=_failed_attempts(read_events(run.store)),
+        failed_attempts=_failed_attempts(_events(run)),
         rejected=rejected,
     )
 
@@ -160,18 +160,26 @@ def public_name(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
-def _failed_attempts(lines: Iterable[Mapping[str, Any]]) -> tuple[FailedAttempt, ...] | None:
+def _events(run: Run) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields the lines of the drivers' logs, each with what its task numbers begin at in the whole set."""
+    first = 0
+    for part in run.rounds:
+        yield from ((first, line) for line in read_events(part.store))
+        first += part.plan.num_tasks
+
+
+def _failed_attempts(lines: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[FailedAttempt, ...] | None:
     """Returns the attempts that gave nothing; what is not as a driver writes it is left out."""
     attempts: list[FailedAttempt] = []
     recorded = False
-    for line in lines:
+    for first, line in lines:
         recorded = True
         listed = line.get("attempts") if line.get("event") == "worker_lost" else [line]
         if line.get("event") not in ("attempt_failed", "worker_lost") or not isinstance(listed, list):
             continue
         attempts += [
             FailedAttempt(
-                task=attempt["task"],
+                task=first + attempt["task"],
                 worker=str(attempt.get("worker", ""))[:200],
                 kind=str(line.get("kind", "unknown"))[:50],
                 seconds=float(attempt["seconds"]),

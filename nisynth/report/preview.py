@@ -83,7 +83,7 @@ def sample_images(run: Run, rows: int) -> tuple[Tensor, Tensor]:
     tasks = sorted(run.committed())
     rejected = None if tasks else read_rejected(run)
     if rejected is not None:
-        images = run.read_shard(rejected.batch).images
+        images = run.rounds[-1].read_shard(rejected.batch).images
         parts = [(images.pixels, images.labels)]
     elif tasks:
         with ThreadPoolExecutor(READERS) as pool:

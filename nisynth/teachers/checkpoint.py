@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +165,13 @@ def hash_weights(network: nn.Module) -> str:
 
     The same weights give the same hash whatever file carried them; batch counters are left out.
     """
+    return hash_tensors(network.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Any]) -> str:
+    """Returns the sha256 (hex) of a state dict, as `hash_weights` does of a network's."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if _is_counter(name) or not isinstance(tensor, Tensor):  # an `_extra_state` may be anything
             continue
         array = tensor.detach().cpu().contiguous().numpy()

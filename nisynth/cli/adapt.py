@@ -1,0 +1,50 @@
+"""The verb of a series: adapt."""
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from nisynth.cli.options import JsonOption, QuietOption, SetOption
+from nisynth.cli.output import narrator, out
+from nisynth.errors import ConfigError
+from nisynth.progress import format_seconds
+
+
+def adapt(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    store: Annotated[str, typer.Option(help="Where the series lives: a folder or s3://bucket/prefix.")],
+    executor: Annotated[
+        str,
+        typer.Option(help="`local`: all in this process; `ray`: actors, and Ray Train for rivals."),
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(help="Actors (execution.workers).")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Synthesize in rounds, each against a rival distilled from those before it. Run it again to resume."""
+    from nisynth.series.conductor import adapt as carry_out
+    from nisynth.series.config import load_adapt_config
+
+    if executor not in ("local", "ray"):
+        raise ConfigError(f"--executor {executor!r}: use local or ray")
+    overrides = [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]
+    report = carry_out(
+        load_adapt_config(config, overrides),
+        store,
+        executor="ray" if executor == "ray" else "local",
+        address=address,
+        progress=not quiet,
+        say=narrator(quiet),
+    )
+    if as_json:
+        out.print_json(json.dumps(dataclasses.asdict(report)))
+        return
+    out.print(
+        f"complete: {report.rounds:,} rounds, {report.tasks:,} tasks, {report.images:,} images at"
+        f" {report.url}; {report.executed:,} tasks run now in {format_seconds(report.seconds)}"
+    )
+    out.print(f"the teacher recognises {report.teacher_accuracy:.1%} of the decoded images")
