@@ -61,8 +61,8 @@ def _storm(name: str, *faults: Fault) -> Scenario:
     inject = partial(Storm, *faults)
     trials = (
         Trial("local", "s3", inject, quick=True),
-        Trial("local", "s3", inject),
-        Trial("ray", "s3", inject),
+        *(Trial("local", "s3", inject) for _ in range(2)),
+        *(Trial("ray", "s3", inject) for _ in range(3)),
     )
     return Scenario(name=name, trials=trials, codes=frozenset({(0,), (6, 0)}))
 
