@@ -81,24 +81,27 @@ def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] 
 def redo(run: Run, tasks: Iterable[int]) -> list[int]:
     """Returns the tasks whose commits (and quarantines) it removed, so that the next run makes them again.
 
-    The only verb that deletes commits; it takes the seal off first. The old shards stay until their
-    task has a new commit. Raises ConfigError for a task that the run does not have, StorageError.
+    The only verb that deletes commits; it takes the seal off first, and once more at the end for a driver
+    that sealed meanwhile. The old shards stay until their task has a new commit. Raises ConfigError for a
+    task that the run does not have, StorageError.
     """
     wanted = sorted(set(tasks))
     for task in wanted:
         run.require_task(task)
-    unseal(run)
-    removed, parts = run.committed().intersection(wanted), dict[int, list[int]]()
+    removed, parts = run.committed().intersection(wanted), dict[Run, list[int]]()
     rounds = run.rounds
     for number, local in map(run.place, wanted):
         if number < len(rounds):
-            parts.setdefault(number, []).append(local)
-    for number, locals_ in parts.items():
-        part = rounds[number]
-        unseal(part)
+            parts.setdefault(rounds[number], []).append(local)
+    seals = list(dict.fromkeys((run, *parts)))  # of a run itself; of a series, and of its rounds
+    for sealed in seals:
+        unseal(sealed)
+    for part, locals_ in parts.items():
         keys = [key(part.plan.fp12, task) for task in locals_ for key in (commit_key, quarantine_key)]
         for _ in in_parallel(part.store.delete, keys):
             pass
+    for sealed in seals:
+        unseal(sealed)
     return sorted(removed)
 
 
@@ -148,9 +151,7 @@ def _judge_manifest(run: Run, rows: list[ManifestRow], sealed: bool) -> list[Pro
     """Judges the manifest of a sealed run, or what an interrupted seal has left of it."""
     try:
         if sealed:
-            same = [(row.task, row.sha256) for row in read_manifest(run)] == [
-                (r.task, r.sha256) for r in rows
-            ]
+            same = read_manifest(run) == rows
         else:
             same = holds(run.store, MANIFEST_KEY, encode_manifest(run, rows))
     except NotFound:

@@ -18,7 +18,7 @@ from nisynth.commits.card import write_card
 from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, check_shard_size, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
-from nisynth.commits.run import SUCCESS_KEY, Run, incomplete
+from nisynth.commits.run import SUCCESS_KEY, Run
 from nisynth.errors import DataError, StorageError, one_line
 from nisynth.shards import to_parquet
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
@@ -67,8 +67,9 @@ class ManifestRow:
 def seal(run: Run) -> bool:
     """Finishes a run whose tasks are all committed; False when some are not.
 
-    Every commit is read and every shard's size checked first. Losers' shards are deleted. Raises
-    DataError when a commit or shard is damaged, StorageError when the store cannot say.
+    Every commit is read and every shard's size checked first. Losers' shards are deleted. A last listing
+    finds the commits that `redo` removed meanwhile: then the seal comes off again. Raises DataError when a
+    commit or shard is damaged, StorageError when the store cannot say.
     """
     if len(run.committed()) < run.plan.num_tasks:
         return False
@@ -85,7 +86,10 @@ def seal(run: Run) -> bool:
     with suppress(AlreadyExists, OutcomeUnknown):  # any card will do: people may have edited theirs
         run.store.create(CARD_KEY, card.encode())
     create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
-    return True
+    if len(run.committed()) == run.plan.num_tasks:
+        return True
+    unseal(run)
+    return False
 
 
 def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestRow]:
@@ -144,7 +148,10 @@ def read_manifest(run: Run) -> list[ManifestRow]:
             for part in run.rounds
         ]
     except NotFound:
-        raise incomplete(run.store.url) from None
+        raise DataError(
+            f"{run.store.url}/{MANIFEST_KEY}: is missing, though _SUCCESS says that the run is complete;"
+            f" `nisynth redo {run.store.url} --bad`"
+        ) from None
     if run.seal_of([hashlib.sha256(data).hexdigest() for data in manifests]) != expected:
         raise DataError(
             f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says;"

@@ -219,4 +219,4 @@ class _Account:
         """
         pages = self._num_tasks // KEYS_PER_LIST + 1
         listings = end_s / RELIST_S * (pages + 1) / 2
-        return round(3 * self._attempts + self._num_tasks + listings + 4 * pages + FIXED_REQUESTS)
+        return round(3 * self._attempts + self._num_tasks + listings + 5 * pages + FIXED_REQUESTS)

@@ -179,9 +179,9 @@ class Explorer:
         programs: Mapping[str, Program],
         objects: Objects,
         *,
-        judge: Callable[[Objects], str | None],
-        judge_result: Callable[[str, object, Objects], str | None],
-        judge_end: Callable[[Objects], str | None],
+        judge: Callable[[Objects], str | None] = lambda objects: None,
+        judge_result: Callable[[str, object, Objects], str | None] = lambda name, result, objects: None,
+        judge_end: Callable[[Objects], str | None] = lambda objects: None,
     ) -> None:
         self._names, self._programs = list(programs), list(programs.values())
         self._judge, self._judge_result, self._judge_end = judge, judge_result, judge_end
@@ -309,7 +309,7 @@ class Explorer:
 
     @staticmethod
     def _with(programs: tuple[int, ...], place: int, number: int) -> tuple[int, ...]:
-        return programs[:place] + (number,) + programs[place + 1 :]
+        return (*programs[:place], number, *programs[place + 1 :])
 
 
 class _Numbers(Generic[T]):

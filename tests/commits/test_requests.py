@@ -77,10 +77,10 @@ def test_gc_reads_only_the_commits_of_tasks_that_have_several_shards(run: Run) -
     assert counts_of(run, gc) == {"list data": 1}
 
 
-def test_sealing_reads_each_commit_once_and_lists_the_shards_once(run: Run) -> None:
+def test_sealing_reads_each_commit_once_lists_the_shards_once_and_looks_again_at_the_end(run: Run) -> None:
     commit_all(run)
     counted = counts_of(run, seal)
-    assert counted == {"list commits": 1, "list data": 1, "get commits": TASKS}
+    assert counted == {"list commits": 2, "list data": 1, "get commits": TASKS}
 
 
 def test_status_lists_each_folder_once(run: Run) -> None:

@@ -221,3 +221,25 @@ def test_status_counts_and_estimates(run: Run) -> None:
     commit_all(run, [2, 3])
     seal(run)
     assert (status(run).complete, status(run).eta_s, status(run).images) == (True, 0.0, 14)
+
+
+def test_a_manifest_that_is_missing_under_the_seal_is_damage_that_redo_bad_mends(run: Run) -> None:
+    commit_all(run)
+    assert seal(run)
+    run.store.delete("manifest.parquet")
+    with pytest.raises(DataError, match=r"manifest.parquet: is missing, though _SUCCESS .*redo .* --bad"):
+        read_manifest(run)
+    verdict, removed = redo_bad(run)
+    assert len(verdict.problems) == 1
+    assert removed == []
+    assert seal(run)
+    assert verify(run).complete
+
+
+def test_verify_sees_a_manifest_that_names_shards_of_equal_bytes_that_lost(run: Run) -> None:
+    commit_all(run)
+    assert seal(run)
+    run.store.delete(commit_key(run.plan.fp12, 0))
+    commit_all(run, [0])  # the same images by another attempt
+    (problem,) = verify(run).problems
+    assert "the manifest and the commits list other shards" in problem.text
