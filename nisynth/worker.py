@@ -61,7 +61,8 @@ class Worker:
             log_every=config.execution.log_every,
             artefacts=artefacts,
         )
-        self._compute = threading.Lock()
+        self._compute, self._telling = threading.Lock(), threading.Lock()
+        self._told_retries = 0
 
     @property
     def iterations(self) -> int:
@@ -93,7 +94,16 @@ class Worker:
         done = self.run.read(index)
         if done is None:
             return None
-        return Receipt(index, attempt, "other", done.rows, {}, done.figures, self.name)
+        return Receipt(
+            index,
+            attempt,
+            "other",
+            done.rows,
+            {},
+            done.figures,
+            self.name,
+            store_retries=self._untold_retries(),
+        )
 
     def execute(self, index: int, attempt: str, on_step: StepCallback | None = None) -> Receipt:
         """Returns the receipt of one attempt at task `index`; its seconds begin when compute does.
@@ -203,7 +213,13 @@ class Worker:
             figures=commit.figures,
             worker=self.name,
             commit=record,
+            store_retries=self._untold_retries(),
         )
+
+    def _untold_retries(self) -> int:
+        with self._telling:
+            told, self._told_retries = self._told_retries, self.run.store.retries
+            return self._told_retries - told
 
 
 class _Stopwatch:

@@ -168,7 +168,8 @@ class Receipt:
     """What a worker returns for an attempt: a few hundred bytes, never images.
 
     seconds: by stage (`synthesize`, `judge`, `encode`, `put`, `commit`); empty where nothing was computed.
-    commit: the full record, only in `single_writer` mode, where the driver creates it.
+    commit: the full record, only in `single_writer` mode, where the driver creates it. store_retries:
+    requests that this worker sent again since its last receipt.
     """
 
     task: int
@@ -179,6 +180,7 @@ class Receipt:
     figures: dict[str, Any]
     worker: str
     commit: Commit | None = None
+    store_retries: int = 0
 
     @property
     def compute_s(self) -> float | None:

@@ -33,6 +33,7 @@ COUNTERS = {
     "nisynth_images": ("Images that this driver's workers committed.", ("run",)),
     "nisynth_compute_seconds": ("Seconds of GPU (or CPU) compute of committed tasks.", ("run",)),
     "nisynth_failures": ("Failed attempts by kind.", ("run", "kind")),
+    "nisynth_store_retries": ("Requests to the store that workers had to send again.", ("run",)),
     "nisynth_worker_losses": ("Lost workers by kind.", ("run", "kind")),
 }
 HISTOGRAMS = {
@@ -88,6 +89,8 @@ class RayMetrics:
             case TaskDone():
                 for stage, seconds in event.receipt.seconds.items():
                     self._metrics["nisynth_stage_seconds"].observe(seconds, {**self._run, "stage": stage})
+                if event.receipt.store_retries:
+                    self._metrics["nisynth_store_retries"].inc(event.receipt.store_retries, self._run)
                 if event.receipt.outcome != "other":
                     self._metrics["nisynth_images"].inc(event.receipt.rows, self._run)
                     self._metrics["nisynth_compute_seconds"].inc(event.receipt.compute_s or 0.0, self._run)

@@ -41,6 +41,10 @@ class Store(Protocol):
 
     url: str
 
+    @property
+    def retries(self) -> int:
+        """How many requests were sent again so far, because the ones before failed or got no answer."""
+
     def create(self, key: str, data: bytes) -> None:
         """Writes an object that must not exist yet; durable when it returns.
 

@@ -50,6 +50,8 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 class LocalStore:
     """Objects as files in one folder, which the first write makes. Links to folders are not listed."""
 
+    retries = 0
+
     def __init__(self, url: str) -> None:
         self._root = path_of(url)
         self.url = str(self._root)

@@ -13,6 +13,8 @@ _objects: dict[str, bytes] = {}
 class MemoryStore:
     """Objects in a dictionary of this process; `memory://name/folder` is a folder of `memory://name`."""
 
+    retries = 0
+
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 

@@ -78,6 +78,7 @@ class S3Store:
         self._lock = threading.Lock()
         self._made_client: S3Client | None = None
         self._answered = False
+        self.retries = 0
 
     def create(self, key: str, data: bytes) -> None:
         name = self._prefix + check_key(key)
@@ -231,6 +232,8 @@ class S3Store:
             allowed = min(allowed, _FIRST_CONTACT_ATTEMPTS)
         if not failure.retry or attempt >= allowed:
             return False
+        with self._lock:
+            self.retries += 1
         longest = min(_LONGEST_PAUSE_S, self._limits.first_pause_s * 2 ** (attempt - 1))
         time.sleep(longest * _jitter.uniform(0.5, 1.0))
         return True

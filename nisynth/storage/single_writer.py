@@ -22,6 +22,10 @@ class SingleWriter:
         self._store = store
         self._conditional = True
 
+    @property
+    def retries(self) -> int:
+        return self._store.retries
+
     def create(self, key: str, data: bytes) -> None:
         if self._conditional:
             try:

@@ -71,6 +71,7 @@ class _Script:
     """A store that gives the answers it was made with, in order."""
 
     url = "memory://interleavings"
+    retries = 0
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers = iter(answers)

@@ -285,11 +285,15 @@ def scraped() -> str:
     return "\n".join(texts)
 
 
-def test_metrics_are_scraped_and_the_dashboard_names_only_those(tmp_path: Path) -> None:
-    config, url = faulty_config(tmp_path), str(tmp_path / "run")
+def test_metrics_are_scraped_and_the_dashboard_names_only_those(
+    tmp_path: Path, s3_url: str, s3_proxy: FaultProxy
+) -> None:
+    config = faulty_config(tmp_path)
     tell(tmp_path / "faults", "raise-1", "exit-1")
-    assert run(config, url, executor="ray").complete
-    mark = f'run="{Run.open(open_store(url)).plan.fp12}"'
+    s3_proxy.inject(Fault("status", verb="PUT", key="data/", status=503, code="SlowDown"))
+    s3_proxy.inject(Fault("status", verb="PUT", key="commits/.*-00000003", status=503, code="SlowDown"))
+    assert run(config, s3_url, executor="ray").complete
+    mark = f'run="{Run.open(open_store(s3_url)).plan.fp12}"'
 
     def lines() -> list[str]:
         return [line for line in scraped().splitlines() if mark in line]
@@ -301,9 +305,11 @@ def test_metrics_are_scraped_and_the_dashboard_names_only_those(tmp_path: Path) 
     found = lines()
     images = [line for line in found if line.startswith("ray_nisynth_images_total{")]
     assert [float(line.rpartition(" ")[2]) for line in images] == [24.0]
+    retries = [line for line in found if line.startswith("ray_nisynth_store_retries_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in retries) == 2.0
     assert any('kind="raised"' in line for line in found)
     assert any('kind="worker_died"' in line for line in found)
     dashboard = (REPO / "cluster" / "grafana-dashboard.json").read_text()
     asked = set(re.findall(r"ray_nisynth_\w+", dashboard))
-    assert len(asked) == 7
+    assert len(asked) == 8
     assert asked <= {line.partition("{")[0] for line in found}

@@ -141,6 +141,7 @@ def test_put_and_delete_are_sent_again(proxy: FaultProxy, quick: Quick, kind: st
     proxy.inject(Fault(kind, "DELETE", times=2))
     store.delete("key")
     assert list(store.list()) == []
+    assert store.retries == 4
 
 
 @pytest.mark.parametrize("kind", ["truncated", "shortened", "corrupted", "dropped", "status"])
