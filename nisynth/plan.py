@@ -103,6 +103,11 @@ class Plan(Sequence[Task]):
         return self.fingerprint[:12]
 
     @property
+    def shard_files(self) -> str:
+        """The pattern that the shards of a finished set match, below its URL."""
+        return f"data/{self.fp12}-*.{self.format}"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
         return tuple(self.identity["teacher"]["classes"])

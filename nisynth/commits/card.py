@@ -72,8 +72,7 @@ Synthesized from a pre-trained classifier alone; no image of its training data w
 | shards | {len(shard_bytes):,} {plan.format} files, {sum(shard_bytes):,} bytes |
 | normalization | mean {teacher["mean"]}, std {teacher["std"]} |
 
-`plan.json` holds the whole config, `commits/` the provenance of every shard (seed, losses, timings,
-versions), `manifest.parquet` the list of shards with their sha256. {_how_to_read(plan)}
+{_what_lies_beside(plan)} {_how_to_read(plan)}
 
 ## Real images
 
@@ -112,7 +111,7 @@ def _metadata(plan: Plan, num_bytes: int) -> dict[str, Any]:
     }
     if plan.format != "parquet":
         return {**found, "viewer": False}  # the hub reads no such shards
-    files = {"split": "train", "path": f"data/{plan.fp12}-*.parquet"}
+    files = {"split": "train", "path": plan.shard_files}
     return {
         **found,
         "configs": [{"config_name": "default", "data_files": [files]}],
@@ -138,6 +137,14 @@ def _size_category(count: int) -> str:
     names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
     place = sum(count >= limit for limit in limits[1:-1])
     return f"{names[place]}<n<{names[place + 1]}"
+
+
+def _what_lies_beside(plan: Plan) -> str:
+    below = "" if plan.KEY == Plan.KEY else "of each round, "
+    return (
+        f"`{plan.KEY}` holds the whole config; {below}`commits/` the provenance of every shard (seed,\n"
+        "losses, timings, versions), `manifest.parquet` the list of shards with their sha256."
+    )
 
 
 def _how_to_read(plan: Plan) -> str:

@@ -60,6 +60,10 @@ class SeriesPlan(Plan):
         self.num_images = min(self.num_images, sum(self.sizes) * self.batch_size)
         self._rounds: dict[int, Plan] = {}
 
+    @property
+    def shard_files(self) -> str:
+        return f"rounds/*/data/*.{self.format}"
+
     def first_rounds(self, num_rounds: int) -> "SeriesPlan":
         """Returns the plan of the first rounds alone."""
         return SeriesPlan(self.document, num_rounds)

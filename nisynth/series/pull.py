@@ -18,6 +18,7 @@ from nisynth.commits.pull import (
     require_enough,
 )
 from nisynth.commits.run import SUCCESS_KEY
+from nisynth.commits.seal import CARD_KEY
 from nisynth.consumers.student_report import RESULT_KEY
 from nisynth.errors import DataError, PlanMismatch
 from nisynth.series.plan import SeriesPlan
@@ -27,7 +28,7 @@ from nisynth.storage import AlreadyExists, Store
 from nisynth.storage.local import LocalStore
 from nisynth.storage.single_writer import SingleWriter
 
-_FOLDERS, _FILES = ("rounds", "rivals", ".tmp"), (SeriesPlan.KEY, SUCCESS_KEY)
+_FOLDERS, _FILES = ("rounds", "rivals", ".tmp"), (SeriesPlan.KEY, SUCCESS_KEY, CARD_KEY)
 OnChecked = Callable[[int, int], None]
 
 

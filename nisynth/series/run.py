@@ -6,19 +6,21 @@ the rounds are written to, each by its own drivers.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 from typing import Any
 
+from nisynth.commits.card import write_card
 from nisynth.commits.fetch import fetch_document
 from nisynth.commits.records import Commit
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Record, Run, incomplete, parse_plan
-from nisynth.commits.seal import ManifestRow, create_same, read_manifest
+from nisynth.commits.seal import CARD_KEY, ManifestRow, create_same, read_manifest, unseal
 from nisynth.errors import ConfigError, DataError, PlanMismatch
 from nisynth.identity import differing_fields
 from nisynth.plan import Plan
 from nisynth.series.plan import SeriesPlan
-from nisynth.storage import Store, open_store
+from nisynth.storage import AlreadyExists, OutcomeUnknown, Store, open_store
 
 
 def open_run(url: str) -> Run:
@@ -124,14 +126,24 @@ class Series(Run):
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def seal(self) -> bool:
-        """Finishes a series whose rounds are all sealed; False when some are not. Raises as `seal` does."""
+        """Finishes a series whose rounds are all sealed; False when some are not.
+
+        A last look finds a round whose seal `redo` took off meanwhile: then this one comes off again. Raises
+        DataError when a round's manifest is damaged, StorageError.
+        """
         rounds = self.rounds
         if len(rounds) < len(self.plan.sizes) or not all(part.is_sealed() for part in rounds):
             return False
-        create_same(
-            self.store, SUCCESS_KEY, f"{self.seal_of([part.read_seal() for part in rounds])}\n".encode()
-        )
-        return True
+        rows = [row for part in rounds for row in read_manifest(part)]
+        card = write_card(self.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
+        with suppress(AlreadyExists, OutcomeUnknown):  # any card will do, as of a run
+            self.store.create(CARD_KEY, card.encode())
+        seal = self.seal_of([part.read_seal() for part in rounds])
+        create_same(self.store, SUCCESS_KEY, f"{seal}\n".encode())
+        if all(part.is_sealed() for part in rounds):
+            return True
+        unseal(self)
+        return False
 
     def rows_before(self, number: int) -> list[ManifestRow]:
         """Returns the shards of the rounds before `number`, which are sealed. Raises as `read_manifest`."""

@@ -96,7 +96,9 @@ def train(
             for _ in step.rest_of_epoch():
                 if on_step is not None:
                     on_step(state.step, step.total)
-                if checkpoints is not None and state.epoch_step < batches.steps_per_epoch:
+                # The last step of an epoch, or of all, is saved with the epoch's record, and not without it.
+                ends = state.epoch_step >= batches.steps_per_epoch or state.step == step.total
+                if checkpoints is not None and not ends:
                     state.source = batches.state_dict()
                     checkpoints.save_if_due(state)
             record = _close_epoch(state, step.lr, config)

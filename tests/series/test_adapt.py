@@ -110,6 +110,18 @@ def test_a_series_opens_as_one_set(world: Path) -> None:
         nisynth.open_dataset(f"{url}/rounds/0000", rounds=1)
 
 
+def test_hugging_face_datasets_opens_a_series_by_its_card(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    found = datasets.load_dataset(str(world / "series"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert found["label"][:] == nisynth.open_dataset(str(world / "series")).targets.tolist()
+    assert "`series.json` holds the whole config" in (world / "series/README.md").read_text()
+
+
 def test_every_verb_of_a_run_takes_a_series(
     url: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

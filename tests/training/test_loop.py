@@ -169,6 +169,25 @@ def test_a_killed_training_continues_to_the_same_bits(
         assert lasting(resumed.history) == lasting(uninterrupted.history)
 
 
+def test_killed_between_the_last_step_and_its_record_it_loses_neither(tmp_path: Path) -> None:
+    """6 steps, 4 of which are an epoch: the last epoch is cut short, and ends with the training."""
+    config = replace(SMALL, epochs=1, steps=6, schedule="constant")
+    whole, part, again = network(), network(), network()
+    uninterrupted, store = fit(whole, config), open_store(str(tmp_path))
+
+    def stop(record: Mapping[str, float], net: nn.Module) -> dict[str, float]:
+        if record["epoch"] == 2:
+            raise Killed
+        return {}
+
+    with pytest.raises(Killed):
+        fit(part, config, on_epoch=stop, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+    resumed = fit(again, config, checkpoints=Checkpoints(store, {"a": 1}, every_s=0))
+    assert resumed.resumed_step == 5
+    assert lasting(resumed.history) == lasting(uninterrupted.history)
+    assert same(whole, again)
+
+
 def test_kill_9_in_the_middle_of_an_epoch_changes_no_bit(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, torch; import tests.training.test_loop as t\n"
