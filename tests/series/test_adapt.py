@@ -146,6 +146,51 @@ def test_every_verb_of_a_run_takes_a_series(
     assert command(capsys, "gc", url)[1].startswith("0 losing shards")
 
 
+def test_a_series_in_s3_is_the_series_of_a_folder(
+    world: Path, tmp_path: Path, s3_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nisynth.adapt(recipe(world), s3_url).executed == 5
+    assert what_counts(s3_url) == what_counts(str(world / "series"))
+    code, out, err = command(capsys, "pull", s3_url, tmp_path / "copy")
+    assert code == 0, err
+    assert "5 shards, 19 images" in out
+    assert command(capsys, "verify", tmp_path / "copy", "--deep", "--complete")[0] == 0
+
+
+def test_a_reader_follows_a_series_that_grows(url: str, world: Path) -> None:
+    Path(url, SUCCESS_KEY).unlink()
+    shutil.rmtree(Path(url) / "rounds/0002")
+    images = nisynth.open_dataset(url, follow=True)
+    stream = images.stream(4, drop_last=False)
+    assert (sum(len(labels) for _, labels in stream), images.complete) == (16, False)
+    nisynth.adapt(recipe(world), url)
+    assert sum(len(labels) for _, labels in stream) == 19
+    assert images.complete
+
+
+def test_an_interrupted_copy_of_a_series_is_taken_up(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seal, kept = Path(url, SUCCESS_KEY), Path(url) / "rounds/0002"
+    shutil.move(kept, tmp_path / "kept")
+    content = seal.read_text()
+    seal.unlink()
+    assert command(capsys, "pull", url, tmp_path / "copy")[0] == 2
+    assert command(capsys, "pull", url, tmp_path / "copy", "--allow-partial")[0] == 3
+    assert len(nisynth.open_dataset(str(tmp_path / "copy"), allow_partial=True)) == 16
+    shutil.move(tmp_path / "kept", kept)
+    seal.write_text(content)
+    code, out, _ = command(capsys, "pull", url, tmp_path / "copy")
+    assert code == 0
+    assert "fetched now 1 shards" in out
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "copy/rounds/0001", tmp_path / "elsewhere/0001")
+    (tmp_path / "copy/rounds/0001").symlink_to(tmp_path / "elsewhere/0001")
+    code, _, err = command(capsys, "pull", url, tmp_path / "copy")
+    assert code == 6
+    assert "rounds/0001: not a plain folder; pull follows no links" in err
+
+
 def test_a_consumer_trains_on_a_series(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
