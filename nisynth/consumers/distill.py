@@ -63,14 +63,17 @@ class DistillConfig(JobConfig):
             )
 
 
-def distill(config: DistillConfig, *, address: str | None = None, say: Say = silent) -> StudentReport:
+def distill(
+    config: DistillConfig, *, address: str | None = None, say: Say = silent, on_cluster: bool = False
+) -> StudentReport:
     """Returns the report of a distilled student, which lies at the output URL; resumes what was begun there.
 
     address: the Ray cluster for `workers` above 1; None is RAY_ADDRESS, else one of this machine's own.
+    on_cluster: train there even with one worker.
     Raises ConfigError, TeacherError, IncompleteRun, PlanMismatch (another config's result or checkpoint
     lies there), DataError (a damaged shard or checkpoint), StorageError.
     """
-    return run_job(prepare, config, address, say)
+    return run_job(prepare, config, address, say, on_cluster=on_cluster)
 
 
 def prepare(config: DistillConfig) -> Job:

@@ -99,10 +99,18 @@ class Job:
 Config = TypeVar("Config", bound=JobConfig)
 
 
-def run_job(prepare: Callable[[Config], Job], config: Config, address: str | None, say: Say) -> StudentReport:
+def run_job(
+    prepare: Callable[[Config], Job],
+    config: Config,
+    address: str | None,
+    say: Say,
+    *,
+    on_cluster: bool = False,
+) -> StudentReport:
     """Returns the report of a job: of one done before, or trained in this process or on Ray's workers.
 
-    A student that is there already is measured anew when the config names another test set than its report.
+    on_cluster: a single worker is Ray's, too, since the machine of the driver may have no GPU. A student that
+    is there already is measured anew when the config names another test set than its report.
     """
     job = prepare(config)
     store = open_store(config.output)
@@ -113,7 +121,7 @@ def run_job(prepare: Callable[[Config], Job], config: Config, address: str | Non
             done = _measured_anew(job, store, done)
             say(f"measured anew on {done.num_test_images:,} real images ({done.test_set})")
         return done
-    if config.workers > 1:
+    if config.workers > 1 or on_cluster:
         from nisynth.consumers.ray_train import train_with_ray
 
         return train_with_ray(prepare, config, job.identity, address, say)

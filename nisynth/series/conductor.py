@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nisynth.commits.seal import read_manifest
-from nisynth.consumers.distill import DistillConfig, distill, prepare
+from nisynth.consumers.distill import distill
 from nisynth.errors import ConfigError, DataError, PlanMismatch
 from nisynth.execution.run import Executor, run
 from nisynth.series.config import AdaptConfig, load_adapt_config
@@ -186,20 +186,7 @@ class _Conductor:
         output = f"{url}/{rival_folder(number)}"
         config = self._config.distillation(self.series.plan, number, url, output, start)
         self._say(f"rival of round {number}: {config.train.steps:,} steps over the rounds before it")
-        if self._executor == "ray":
-            _distill_on_cluster(config, self._address, self._say)
-        else:
-            distill(config, say=self._say)
-
-
-def _distill_on_cluster(config: DistillConfig, address: str | None, say: Say) -> None:
-    """Distills on the cluster's workers even where it is one: the driver's machine may have no GPU."""
-    from nisynth.consumers.ray_train import train_with_ray
-    from nisynth.consumers.student_report import stored_report
-
-    identity = prepare(config).identity
-    if stored_report(open_store(config.output), identity) is None:
-        train_with_ray(prepare, config, identity, address, say)
+        distill(config, address=self._address, say=self._say, on_cluster=self._executor == "ray")
 
 
 def _planned(config: AdaptConfig) -> SeriesPlan:
