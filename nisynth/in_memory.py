@@ -1,15 +1,21 @@
-"""One batch of images from a classifier in memory: no store, no run, nothing written."""
+"""One batch of images from a classifier in memory, to use or to judge a config by; nothing is stored."""
 
-from collections.abc import Mapping
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch
-from nisynth.config import load_config
+from nisynth.config import RunConfig, load_config
 from nisynth.plan import make_plan
-from nisynth.synthesis import StepCallback, make_synthesizer
+from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
+from nisynth.synthesis.diagnosis import progress_made, what_to_change
+from nisynth.synthesis.judgement import Judgement, judge
 from nisynth.teachers import Teacher, load_teacher
 
 
@@ -47,4 +53,104 @@ def synthesize(
     task = make_plan(config, teacher.identity)[0]
     return make_synthesizer(config.method, config.engine, teacher, log_every=log_every).synthesize(
         task, on_step
+    )
+
+
+PROBE_IMAGES = 32
+TIMED_ITERATIONS = 4
+LEAST_ITERATIONS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A small batch of a config's, and what it says of a whole run.
+
+    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. classes: names in label order. curve: loss terms by
+    iteration. on_its_way: whether the teacher recognises the images, as the quality gate wants, or the losses
+    still come down to that. verdict: the same in words, or which loss never fell and what to change.
+    planned: the config's iterations.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: Sequence[str]
+    curve: Sequence[Mapping[str, float]]
+    judgement: Judgement
+    iterations: int
+    planned: int
+    on_its_way: bool
+    verdict: str
+
+
+def probe(
+    config: RunConfig, seconds: float = 60.0, *, say: Callable[[str], None] = lambda line: None
+) -> Probe:
+    """Returns what a batch of at most 32 images says of a config, in about `seconds` of its own method.
+
+    It runs as many of the method's iterations as fit into the time, at least 20, with a schedule of that
+    length. say: hears in one line what is about to run. Raises ConfigError, TeacherError, TaskFailure.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(config.execution.cpu_threads)
+    num_images = min(PROBE_IMAGES, config.run.batch_size, config.run.num_images)
+    size = replace(config.run, num_images=num_images, batch_size=num_images)
+    teacher = load_teacher(config.teacher, device)
+    artefacts = load_artefacts(config.method, teacher)
+    task = make_plan(replace(config, run=size), teacher.identity, artefacts)[0]
+
+    def batch_of(method: Any, on_step: StepCallback | None = None) -> ImageBatch:
+        made = make_synthesizer(method, config.engine, teacher, log_every=1, artefacts=artefacts)
+        return made.synthesize(task, on_step)
+
+    method, planned = config.method, config.method.iterations
+    if planned > LEAST_ITERATIONS:
+        ticks: list[float] = []
+        batch_of(_shortened(method, TIMED_ITERATIONS), lambda *_: ticks.append(time.perf_counter()))
+        step_s = statistics.median(b - a for a, b in itertools.pairwise(ticks))
+        method = _shortened(method, min(planned, max(LEAST_ITERATIONS, int(seconds / step_s))))
+        say(
+            f"{num_images} images, {method.iterations:,} of {planned:,} iterations at {1 / step_s:.3g} a"
+            f" second: about {method.iterations * step_s:.0f} s"
+        )
+    batch = batch_of(method)
+    images, labels = batch.committed_part
+    pixels = teacher.normalization.to_pixels(images, config.output.pixels)
+    judgement = judge(teacher, pixels, labels)
+    on_its_way, verdict = _verdict(config, method, batch, judgement, teacher.num_classes)
+    return Probe(
+        pixels,
+        labels,
+        teacher.classes,
+        batch.curve,
+        judgement,
+        method.iterations,
+        planned,
+        on_its_way,
+        verdict,
+    )
+
+
+def _shortened(method: Any, iterations: int) -> Any:
+    """Returns a method's config of that many iterations, each of its stages as much shorter as the whole."""
+    parts = {
+        name: value * iterations // method.iterations
+        for name, value in vars(method).items()
+        if name.endswith("_iterations")
+    }
+    return replace(method, iterations=iterations, **parts)
+
+
+def _verdict(
+    config: RunConfig, method: Any, batch: ImageBatch, judgement: Judgement, num_classes: int
+) -> tuple[bool, str]:
+    accuracy, gate = judgement.teacher_accuracy, config.execution.quality_gate
+    recognised = f"the teacher recognises {accuracy:.0%} of the images (the quality gate wants {gate:.0%})"
+    if accuracy >= gate:
+        return True, f"on its way: {recognised}"
+    progress = progress_made(batch.curve, num_classes)
+    if method.iterations < config.method.iterations and progress is not None:
+        return True, f"on its way, not there yet: {recognised}, and {progress}"
+    return (
+        False,
+        f"not on its way: {recognised}; {what_to_change(batch.curve, judgement, num_classes, method)}",
     )

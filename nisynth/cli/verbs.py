@@ -13,6 +13,7 @@ from nisynth import __version__
 
 VERBS = {
     "plan": "runs:plan",
+    "probe": "probe:probe",
     "run": "runs:run",
     "status": "runs:status",
     "verify": "runs:verify",

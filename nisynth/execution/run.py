@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import torch
@@ -32,8 +32,10 @@ from nisynth.plan import Plan, make_plan
 from nisynth.progress import in_notebook, make_progress
 from nisynth.storage import open_store
 from nisynth.storage.probe import probe_conditional_create
-from nisynth.synthesis import check_engine, load_artefacts
-from nisynth.teachers import load_teacher
+from nisynth.synthesis import METHODS, check_engine, load_artefacts
+from nisynth.synthesis.diagnosis import balance_line
+from nisynth.synthesis.inversion.config import InversionConfig
+from nisynth.teachers import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,7 @@ def plan_run(config: RunConfig) -> Plan:
 
     What a person should know of the teacher before a long run is logged, a line each.
     """
-    teacher = load_teacher(config.teacher)
-    for note in teacher.notes:
-        logger.warning("note: %s", note)
-    return make_plan(config, teacher.identity, load_artefacts(config.method, teacher))
+    return _plan_for(config, _teacher_of(config))
 
 
 def run(
@@ -78,7 +77,8 @@ def run(
         # Before the plan is stored, which would hold the URL for a config that cannot run.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_engine(config.method, config.engine, device)
-    joined = begin(config, store)
+    teacher = _teacher_of(config)
+    joined = _join(config, _plan_for(config, teacher), store)
     executed = 0
     if progress is None:
         progress = in_notebook()
@@ -89,13 +89,32 @@ def run(
             _refuse_missing(joined)
             tell(Note(f"{store}: complete already; nothing to run"))
         else:
+            if METHODS[config.method.name].uses_engine:
+                tell(
+                    Note(balance_line(teacher, cast(InversionConfig, config.method), joined.plan.batch_size))
+                )
+            del teacher  # the workers load their own
             executed = execute(config, joined, tell, executor, address=address, rules=rules)
     return _finish(config, joined, executed, time.monotonic() - began_s)
 
 
 def begin(config: RunConfig, store_url: str) -> Run:
     """Returns the run of `config` at the URL, begun or joined, on a store that was seen to be safe."""
-    plan = plan_run(config)
+    return _join(config, plan_run(config), store_url)
+
+
+def _teacher_of(config: RunConfig) -> Teacher:
+    teacher = load_teacher(config.teacher)
+    for note in teacher.notes:
+        logger.warning("note: %s", note)
+    return teacher
+
+
+def _plan_for(config: RunConfig, teacher: Teacher) -> Plan:
+    return make_plan(config, teacher.identity, load_artefacts(config.method, teacher))
+
+
+def _join(config: RunConfig, plan: Plan, store_url: str) -> Run:
     store = open_store(store_url, single_writer=config.execution.single_writer)
     joined = Run.join(store, plan)
     if not config.execution.single_writer and not joined.is_sealed():

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,10 @@ from nisynth.synthesis.judgement import Judgement
 from nisynth.teachers import Teacher
 
 NOISE_IMAGES = 32
-"""Of N(0, 1), on which the balance of the losses is measured: what an inversion begins with, nearly."""
+NOISE_IMAGES_OF_MANY_PIXELS = 8
+MANY_PX = 96
+"""Images of N(0, 1), which an inversion nearly begins with, on which the balance of the losses is measured;
+fewer where they have more than 96 pixels a side, so that a CPU needs seconds."""
 
 UNSETTLED_CE = 0.25
 """Of ln C, which guessing gives: above it, the images of a batch are not yet of their classes."""
@@ -64,10 +68,11 @@ def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[
     The shares are of the norms of both gradients by the image, each with its weight.
     """
     noise = sampling_noise(teacher.batch_norms)
+    num_images = NOISE_IMAGES if teacher.input_px <= MANY_PX else NOISE_IMAGES_OF_MANY_PIXELS
     rng = torch.Generator().manual_seed(0)
-    size = (NOISE_IMAGES, 3, teacher.input_px, teacher.input_px)
+    size = (num_images, 3, teacher.input_px, teacher.input_px)
     x = torch.randn(size, generator=rng).to(teacher.device).requires_grad_()
-    labels = torch.arange(NOISE_IMAGES, device=teacher.device) % teacher.num_classes
+    labels = torch.arange(num_images, device=teacher.device) % teacher.num_classes
     with contextlib.redirect_stdout(sys.stderr):  # a network's prints would break `plan --json`
         logits, inputs = teacher.logits_and_bn_inputs(x)
     r_bn = feature_distribution(
@@ -84,7 +89,30 @@ def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[
     weights = f"ce 1, r_bn {method.bn_weight:g}, tv {method.tv_weight:g}, l2 {method.l2_weight:g}"
     return {
         "Y": f"{noise.y(batch_size):.3g} at batch size {batch_size}",
-        "R_BN of noise": f"{float(raw) / noise.y(NOISE_IMAGES):.1f} Y at batch size {NOISE_IMAGES}",
+        "R_BN of noise": f"{float(raw) / noise.y(num_images):.1f} Y at batch size {num_images}",
         "weights": f"{weights}, bn_scale {method.bn_scale}",
         "gradient": f"{bn / (ce + bn):.0%} R_BN, {ce / (ce + bn):.0%} cross-entropy, on noise",
     }
+
+
+def balance_line(teacher: Teacher, method: InversionConfig, batch_size: int) -> str:
+    """Returns `balance` in one line."""
+    return "; ".join(f"{name} {value}" for name, value in balance(teacher, method, batch_size).items())
+
+
+def progress_made(curve: Sequence[Mapping[str, float]], num_classes: int) -> str | None:
+    """Returns in words how far an unrecognised batch's losses have come; None where they stand still.
+
+    They are on their way while cross-entropy is below what guessing gives and still falling, by a
+    twentieth or more over the last third of the curve.
+    """
+    values = [record["ce"] for record in curve if "ce" in record]
+    third = len(values) // 3
+    if third < 1:
+        return None
+    before, after = (statistics.median(part) for part in (values[-2 * third : -third], values[-third:]))
+    if after > 0.95 * before or after > math.log(num_classes):
+        return None
+    return (
+        f"cross-entropy still falls: {values[0]:.2f} -> {after:.2f} (guessing: {math.log(num_classes):.2f})"
+    )
