@@ -134,7 +134,8 @@ class _Conductor:
         """
         series, before = self.series, self.series.rival_sha256(number)
         last = len(series.plan.sizes) - 1
-        self._say(f"round {number} of 0..{last}: {series.plan.sizes[number]:,} tasks")
+        tasks = series.plan.sizes[number]
+        self._say(f"round {number} of 0..{last}: {tasks:,} task{'s' if tasks > 1 else ''}")
         try:
             return self._run(number, None if number == 0 else self._rival(number))
         except PlanMismatch:

@@ -182,7 +182,7 @@ def test_an_interrupted_copy_of_a_series_is_taken_up(
     seal.write_text(content)
     code, out, _ = command(capsys, "pull", url, tmp_path / "copy")
     assert code == 0
-    assert "fetched now 1 shards" in out
+    assert "fetched now 1 shard" in out
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "copy/rounds/0001", tmp_path / "elsewhere/0001")
     (tmp_path / "copy/rounds/0001").symlink_to(tmp_path / "elsewhere/0001")
@@ -232,7 +232,8 @@ def test_redo_takes_a_bad_shard_of_a_round_back_and_adapt_makes_it_again(
     assert code == 1
     assert "task 3" in out
     code, out, _ = command(capsys, "redo", url, "--bad")
-    assert (code, out) == (0, "1 commits removed (3); run again to make what is missing\n")
+    assert code == 0
+    assert "removed (3); run again to make what is missing" in out
     assert not opened(url).is_sealed()
     assert nisynth.adapt(recipe(world), url).executed == 1
     assert what_counts(url) == before
