@@ -66,7 +66,7 @@ class RunConfig:
 
 
 def shipped_configs(kind: str = "") -> tuple[str, ...]:
-    """Returns the names of the configs that come with the package; kind: a consumer's, such as `distil`."""
+    """Returns the names of the configs that come with the package; kind: a consumer's, such as `distill`."""
     folder = resources.files("nisynth") / "configs" / kind
     if not folder.is_dir():
         return ()

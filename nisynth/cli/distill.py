@@ -1,4 +1,4 @@
-"""The verbs that train a student: distil and scratch."""
+"""The verbs that train a student: distill and scratch."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ AddressOption = Annotated[
 ]
 
 
-def distil(
+def distill(
     config: ConfigArgument,
     data: DataOption = None,
     output: OutputOption = None,
@@ -43,7 +43,7 @@ def distil(
     from nisynth.consumers.distill import DistillConfig, distill
 
     given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
-    resolved = load_consumer_config(DistillConfig, config, set_, kind="distil", given=given)
+    resolved = load_consumer_config(DistillConfig, config, set_, kind="distill", given=given)
     _show(distill(resolved, address=address, say=narrator(quiet)), as_json)
 
 

@@ -24,7 +24,7 @@ VERBS = {
     "teachers": "runs:teachers",
     "evaluate": "compress:evaluate_network",
     "prune": "compress:prune_network",
-    "distil": "distill:distil",
+    "distill": "distill:distill",
     "scratch": "distill:scratch",
     "adapt": "adapt:adapt",
     "fit": "fit:fit",
@@ -39,6 +39,9 @@ VERBS = {
     "logs": "storage:logs",
 }
 """Every verb, in the order of `nisynth --help`, and its function: module of this package, colon, name."""
+
+RENAMED = {"distil": "distill"}
+"""Verbs by their former names, which still work and say the new one."""
 
 
 class Verb(TyperCommand):
@@ -59,6 +62,20 @@ class Verb(TyperCommand):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
+class Renamed(Verb):
+    """A verb under its former name: not in the help, and one line on stderr names the new one."""
+
+    def __init__(self, former: str, name: str) -> None:
+        super().__init__(name, VERBS[name])
+        self.hidden = True
+        self._former = former
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Returns the context of the verb under its new name, after saying it."""
+        typer.echo(f"nisynth: `{self._former}` is now `{self.name}`; the old name will go", err=True)
+        return super().make_context(self.name, args, parent, **extra)
+
+
 def command_line(epilog: str) -> TyperGroup:
     """Returns the command line, of which no verb is loaded yet. epilog: stands under the help."""
     app = typer.Typer(epilog=epilog, context_settings={"help_option_names": ["--help", "-h"]})
@@ -66,6 +83,8 @@ def command_line(epilog: str) -> TyperGroup:
     group = cast(TyperGroup, get_command(app))
     for name, home in VERBS.items():
         group.add_command(Verb(name, home))
+    for former, name in RENAMED.items():
+        group.add_command(Renamed(former, name), former)
     return group
 
 

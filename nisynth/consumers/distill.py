@@ -28,6 +28,9 @@ from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.training import Loss
 from nisynth.training.device import default_device
 
+STORED_KIND = "distil"
+"""Stands in identities since the first release: another spelling would resume no student begun before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -84,12 +87,12 @@ def prepare(config: DistillConfig) -> Job:
     config = replace(config, train=config.train.padded_as(teacher.padding))
     network = student_network(config, dataset)
     identity = {
-        **base_identity("distil", config, dataset, network),
+        **base_identity(STORED_KIND, config, dataset, network),
         "teacher": {name: value for name, value in teacher.identity.items() if name != "taps"},
         "loss": asdict(config.loss),
     }
     return Job(
-        kind="distil",
+        kind="distill",
         config=config,
         dataset=dataset,
         network=network,

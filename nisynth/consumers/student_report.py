@@ -10,7 +10,7 @@ from nisynth.storage import NotFound, Store
 from nisynth.training.checkpoints import check_identity
 
 RESULT_KEY = "result.json"
-Kind = Literal["distil", "scratch"]
+Kind = Literal["distill", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True)

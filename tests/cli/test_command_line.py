@@ -34,6 +34,14 @@ def test_a_verbs_help_is_short_to_ask_for() -> None:
     assert "--watch" in told.stdout
 
 
+def test_a_verb_under_its_former_name_works_and_names_the_new_one() -> None:
+    assert "distil " not in nisynth("--help").stdout
+    told = nisynth("distil", "-h")
+    assert told.returncode == 0
+    assert told.stdout == nisynth("distill", "-h").stdout
+    assert told.stderr == "nisynth: `distil` is now `distill`; the old name will go\n"
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

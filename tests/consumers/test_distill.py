@@ -79,7 +79,7 @@ def values(world: Path, output_: Path, **changes: Any) -> dict[str, Any]:
 
 
 def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
-    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distil")
+    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distill")
 
 
 def scratch_values(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
@@ -140,7 +140,8 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(world: Path) -> None
 def test_a_run_becomes_a_student(world: Path, tmp_path: Path) -> None:
     said: list[str] = []
     report = distill(config(world, tmp_path / "out"), say=said.append)
-    assert (report.kind, report.num_images, report.complete) == ("distil", 16, True)
+    assert (report.kind, report.num_images, report.complete) == ("distill", 16, True)
+    assert report.identity["kind"] == "distil"  # as stored since the first release, so that its jobs resume
     assert report.fingerprint == open_dataset(str(world / "run")).fingerprint
     assert report.num_parameters == sum(p.numel() for p in TinyNet().parameters())
     assert [record["epoch"] for record in report.history] == [1, 2, 3]
@@ -271,7 +272,7 @@ def test_a_distillation_killed_by_9_ends_with_the_same_student(world: Path, tmp_
         "    if done == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    told(self, done, total)\n"
         "n.TrainingLog.on_step = on_step\n"
-        "execute(['distil', sys.argv[1]])\n"
+        "execute(['distill', sys.argv[1]])\n"
     )
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(values(world, tmp_path / "killed", checkpoint_minutes=0)))
@@ -320,21 +321,21 @@ def test_the_command_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(values(world, tmp_path / "from_file")))
     code, out, err = command(
-        capsys, "distil", path, "--output", tmp_path / "out", "--set", "train.epochs=2", "--json"
+        capsys, "distill", path, "--output", tmp_path / "out", "--set", "train.epochs=2", "--json"
     )
     assert code == 0, err
     report = json.loads(out)
     assert len(report["history"]) == 2
     assert report["output"] == str(tmp_path / "out")
     assert "epoch 2 of 2" in err
-    code, out, _ = command(capsys, "distil", path, "--output", tmp_path / "out", "--set", "train.epochs=2")
+    code, out, _ = command(capsys, "distill", path, "--output", tmp_path / "out", "--set", "train.epochs=2")
     assert code == 0
     assert "student over teacher" in out
 
 
-@pytest.mark.parametrize("kind", ["distil", "scratch"])
+@pytest.mark.parametrize("kind", ["distill", "scratch"])
 def test_what_ships_is_valid_and_is_the_recipe(kind: str, tmp_path: Path) -> None:
-    owner: Any = {"distil": DistillConfig, "scratch": ScratchConfig}[kind]
+    owner: Any = {"distill": DistillConfig, "scratch": ScratchConfig}[kind]
     names = shipped_configs(kind)
     assert names
     for name in names:
@@ -400,7 +401,7 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     import re
 
-    code, line = refused(capsys, tmp_path, "distil", values(world, tmp_path / "out", **changes))
+    code, line = refused(capsys, tmp_path, "distill", values(world, tmp_path / "out", **changes))
     assert code == 2
     assert re.search(expected, line), line
     assert not (tmp_path / "out").exists()
@@ -434,7 +435,7 @@ def test_an_incomplete_run_is_refused_unless_asked_for(
     run = Run.join(open_store(str(tmp_path / "part")), tiny_plan(world))
     commit_all(run, [0, 1])
     document = values(world, tmp_path / "out", data=str(tmp_path / "part"))
-    code, line = refused(capsys, tmp_path, "distil", document)
+    code, line = refused(capsys, tmp_path, "distill", document)
     assert (code, "is not complete" in line) == (2, True), line
     report = distill(config(world, tmp_path / "out", data=str(tmp_path / "part"), allow_partial=True))
     assert (report.num_images, report.complete) == (8, False)
@@ -447,7 +448,7 @@ def test_a_damaged_shard_ends_the_job_with_its_name(
     shard = next((tmp_path / "run/data").iterdir())
     shard.write_bytes(shard.read_bytes()[:-9])
     document = values(world, tmp_path / "out", data=str(tmp_path / "run"))
-    code, line = refused(capsys, tmp_path, "distil", document)
+    code, line = refused(capsys, tmp_path, "distill", document)
     assert code == 1
     assert shard.name in line
     assert "nisynth redo" in line
@@ -465,7 +466,7 @@ def test_an_output_of_another_config_is_refused(
         code, _, err = command_of(capsys, tmp_path, document)
         assert code == (0 if finished else 70), err
     document["loss"] = {"temperature": 3.0}
-    code, line = refused(capsys, tmp_path, "distil", document)
+    code, line = refused(capsys, tmp_path, "distill", document)
     assert code == 2
     assert "of another config: loss.temperature: 20.0 there, 3.0 here" in line
     assert ("result.json" if finished else "checkpoint.safetensors") in line
@@ -476,7 +477,7 @@ def command_of(
 ) -> tuple[int, str, str]:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(document))
-    return command(capsys, "distil", path)
+    return command(capsys, "distill", path)
 
 
 def test_a_damaged_result_is_one_line(
@@ -484,7 +485,7 @@ def test_a_damaged_result_is_one_line(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/result.json").write_text("{")
-    code, line = refused(capsys, tmp_path, "distil", values(world, tmp_path / "out"))
+    code, line = refused(capsys, tmp_path, "distill", values(world, tmp_path / "out"))
     assert (code, "result.json: damaged" in line) == (1, True), line
 
 

@@ -81,7 +81,7 @@ def test_a_student_that_saw_no_real_image_knows_real_images(
         "test_set": test_set,
         "evaluate_every": 60,
     }
-    student = distill(load_consumer_config(DistillConfig, values, kind="distil"))
+    student = distill(load_consumer_config(DistillConfig, values, kind="distill"))
     assert student.fingerprint == report.fingerprint
     assert student.test_accuracy is not None
     assert student.test_accuracy >= 0.14  # chance is 0.1 with a standard deviation of 0.01

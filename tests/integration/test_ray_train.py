@@ -54,7 +54,7 @@ def values(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
-    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distil")
+    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distill")
 
 
 class Endless(TinyNet):
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_command_with_its_code(
         sys.executable,
         "-m",
         "nisynth",
-        "distil",
+        "distill",
         str(path),
         "--workers",
         "2",

@@ -23,7 +23,7 @@ from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures, rea
 from tests.tiny import commit_all, fake_commit, tiny_plan
 
 STUDENT = {
-    "kind": "distil",
+    "kind": "distill",
     "student": "resnet18",
     "num_images": 128,
     "fingerprint": "cd" * 32,
