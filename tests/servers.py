@@ -26,6 +26,8 @@ ACCESS_KEY = "TESTACCESSKEY"
 SECRET_KEY = "test-secret-that-no-message-may-show"
 READER_KEY = "TESTREADERKEY"
 READER_SECRET = "reader-secret-that-no-message-may-show"
+ROLES = ("reader", "writer", "operator")
+"""Users of the server who may do nothing but what a bucket's policy lets them."""
 START_LIMIT_S = 60.0
 # Each of weed's parts listens on its port and, for gRPC, on the one 10000 above.
 _GRPC_OFFSET = 10000
@@ -60,6 +62,12 @@ class WeedServer:
         """Writes an object as any other program would, under any name."""
         with closing(_client(self.endpoint, self._trusted())) as client:
             client.put_object(Bucket=self.bucket, Key=name, Body=data)
+
+    def new_bucket(self, name: str, policy: str) -> None:
+        """Makes another bucket, with a policy."""
+        with closing(_client(self.endpoint, self._trusted())) as client:
+            client.create_bucket(Bucket=name)
+            client.put_bucket_policy(Bucket=name, Policy=policy)
 
     def start(self) -> None:
         """Starts the process and returns when the bucket takes objects. Raises RuntimeError."""
@@ -188,6 +196,11 @@ def s3_environment(
     }
 
 
+def role_credentials(role: str) -> tuple[str, str]:
+    """Returns the access key and the secret key of one of ROLES."""
+    return f"TESTKEYOF{role.upper()}", f"{role}-secret-that-no-message-may-show"
+
+
 def free_port() -> int:
     """Returns a loopback port that nothing listens on, nor on the one that weed pairs with it.
 
@@ -227,6 +240,7 @@ def _identities() -> dict[str, object]:
         "identities": [
             identity("owner", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
             identity("reader", READER_KEY, READER_SECRET, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+            *(identity(f"nisynth-{role}", *role_credentials(role), actions=[]) for role in ROLES),
         ]
     }
 
