@@ -1,8 +1,10 @@
 """A tiny teacher that goes wrong when a file in a folder says so, in whatever process it computes.
 
 `folder/exit` makes every process exit; `folder/exit-1`, `folder/exit-2` are two tokens, each taken by one
-process once. `folder/wait` holds all computing up until the file is gone. Only passes of the losses are
-meant: those with a gradient to the input, and more images than the two that loading looks at.
+process once. `folder/wait` holds all computing up until the file is gone; `folder/slow` makes every pass
+take a quarter of a second without computing, so that a task takes as long on a busy machine. Only passes
+of the losses are meant: those with a gradient to the input, and more images than the two that loading
+looks at.
 """
 
 import ctypes
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
 from tests.tiny import TinyNet
+
+SLOW_PASS_S = 0.25
 
 
 class FaultyNet(TinyNet):
@@ -31,6 +35,8 @@ class FaultyNet(TinyNet):
     def _go_wrong(self, logits: Tensor) -> Tensor:
         while (self.faults / "wait").exists():
             time.sleep(0.02)
+        if (self.faults / "slow").exists():
+            time.sleep(SLOW_PASS_S)
         if self._is_told("exit"):
             os._exit(1)
         if self._is_told("sysexit"):

@@ -7,8 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -139,7 +142,9 @@ def test_a_cluster_of_its_own_listens_on_loopback_only_and_leaves_nothing(
     check_whole(tmp_path, TASKS)
 
 
-def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def small_cluster(monkeypatch: pytest.MonkeyPatch, head_cpus: int = 0) -> Iterator[Any]:
+    """A Ray cluster on loopback that nodes can join and leave, and that misses them within seconds."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so that every node listens on 127.0.0.1
     soon = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}
@@ -147,8 +152,17 @@ def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: p
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False}
+    )
     try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_cluster(monkeypatch, head_cpus=2) as cluster:
         first = cluster.add_node(num_cpus=1, num_gpus=1)
         config = faulty_config(tmp_path, workers=2, gpus_per_worker=0.5)
         tell(tmp_path / "faults", "wait")
@@ -165,9 +179,73 @@ def test_gpu_nodes_that_come_and_go(tmp_path: Path, start: Start, monkeypatch: p
         # Which of the two depends on whether the node or the call to it is missed first.
         assert "is gone (node_died)" in err or "is gone (unavailable)" in err
         assert f"{TASKS} tasks run now" in out
-    finally:
-        cluster.shutdown()
     check_whole(tmp_path, TASKS)
+
+
+@pytest.mark.slow
+def test_throughput_follows_the_nodes_within_15_seconds(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One node joins, one is lost while a third is idle; then SIGTERM, inside a grace of 30 s.
+
+    A task takes half a second of waiting, so workers do not slow each other down on two cores.
+    """
+    with small_cluster(monkeypatch) as cluster:
+        cluster.add_node(num_cpus=1)
+        config = tiny_config(
+            tmp_path,
+            run={"num_images": 4 * 10_000},
+            teacher={
+                "arch": "tests.faulty_teacher:FaultyNet",
+                "kwargs": {"folder": str(tmp_path / "faults")},
+            },
+            execution={"workers": 2},
+        )
+        tell(tmp_path / "faults", "slow")
+        process = start(config, "--address", cluster.address)
+        wait_for_commits(tmp_path, process, 3)
+        first = workers(tmp_path)
+
+        doomed = cluster.add_node(num_cpus=1)
+        joined_s = seconds_until(lambda: len(workers(tmp_path)) == 2)
+        second = workers(tmp_path) - first
+        before = rate(tmp_path)
+
+        cluster.add_node(num_cpus=1)
+        (raylet,) = doomed.all_processes["raylet"]
+        kill_9(descendants(raylet.process.pid))
+        restored_s = seconds_until(lambda: workers(tmp_path) - first - second)
+        after = rate(tmp_path)
+
+        process.send_signal(signal.SIGTERM)
+        stopped_s = seconds_until(lambda: process.poll() is not None)
+    _, err = process.communicate()
+    print(
+        f"joined after {joined_s:.1f} s, restored after {restored_s:.1f} s, stopped after {stopped_s:.1f} s"
+    )
+    print(f"{before:.2f} tasks/s with two workers, {after:.2f} after the loss")
+    assert process.returncode == 7, err
+    assert joined_s < 15
+    assert restored_s < 15
+    assert after > 0.8 * before
+    assert stopped_s < 30
+
+
+def workers(folder: Path) -> set[str]:
+    """Returns the names of the workers that have committed something."""
+    return {json.loads(commit)["worker"] for commit in commits(folder).values()}
+
+
+def rate(folder: Path, tasks: int = 20) -> float:
+    """Returns how many tasks a second are committed from now on, by the time that so many take."""
+    before = len(commits(folder))
+    return tasks / seconds_until(lambda: len(commits(folder)) >= before + tasks)
+
+
+def seconds_until(condition: Callable[[], object]) -> float:
+    began_s = time.monotonic()
+    wait_until(condition)
+    return time.monotonic() - began_s
 
 
 def test_sigterm_while_ray_starts_ends_with_7_and_leaves_nothing(tmp_path: Path, start: Start) -> None:
