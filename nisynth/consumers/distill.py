@@ -123,7 +123,7 @@ def distillation_loss(teacher: Teacher, config: LossConfig) -> Loss:
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = F.log_softmax(teacher.logits(images).float() / temperature, 1)
+            answers = F.log_softmax(teacher.logits(images).to(logits.dtype) / temperature, 1)
         ours = F.log_softmax(logits / temperature, 1)
         value = temperature**2 * F.kl_div(ours, answers, reduction="batchmean", log_target=True)
         return value + weight * F.cross_entropy(logits, labels) if weight else value

@@ -129,6 +129,23 @@ def test_the_loss_is_the_scaled_divergence() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("temperature", "value"), [(1.0, 1.0704400116), (3.0, 4.1362238612), (20.0, 4.5840840774)]
+)
+def test_the_loss_by_its_values(temperature: float, value: float) -> None:
+    """Teacher logits (3 ln 8, 0, 0), student 0, in float64, worked out by hand: (4/5, 1/10, 1/10) at T=3."""
+
+    class Answers:
+        network = nn.Identity()
+
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[3 * np.log(8.0), 0.0, 0.0]], dtype=torch.float64).expand(len(x), -1)
+
+    loss = distillation_loss(Answers(), LossConfig(temperature=temperature))  # type: ignore[arg-type]
+    student, labels = torch.zeros(4, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    assert loss(student, student, labels).item() == pytest.approx(value, rel=1e-9)
+
+
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(world: Path) -> None:
     teacher = teacher_of(world)
     read = open_dataset(str(world / "run")).load()
