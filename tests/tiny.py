@@ -34,6 +34,14 @@ class TinyNet(nn.Module):
         return self.linear(self.down(self.stem(x)).mean(dim=(2, 3)))
 
 
+class FeaturesFirst(TinyNet):
+    """A network that returns (pooled features, logits); its weights are TinyNet's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        features = self.down(self.stem(x)).mean(dim=(2, 3))
+        return features, self.linear(features)
+
+
 def tiny_weights(folder: Path, seed: int = 0) -> str:
     """Writes the tiny teacher's checkpoint and returns its path."""
     path = folder / f"tiny-{seed}.safetensors"

@@ -196,6 +196,7 @@ class _Sweep:
             WholeSet(images, self.teacher.normalization),
             self._loss(),
             config,
+            num_classes=self.teacher.num_classes,
             device=self.teacher.device,
             on_epoch=on_epoch,
             on_step=log.on_step,
@@ -214,7 +215,10 @@ class _Sweep:
         return Checkpoints(self.store, identity, every_s=60.0 * self.config.checkpoint_minutes, key=key)
 
     def _accuracy(self, network: nn.Module) -> float:
-        return accuracy(network, self.test.pixels, self.test.labels, self.teacher.normalization)
+        teacher = self.teacher
+        return accuracy(
+            network, self.test.pixels, self.test.labels, teacher.normalization, teacher.num_classes
+        )
 
     def _identity(self) -> dict[str, Any]:
         by_teacher = self.config.loss == "teacher"

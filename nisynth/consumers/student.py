@@ -22,6 +22,7 @@ from nisynth.reader import SyntheticDataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import hash_weights, read_checkpoint
+from nisynth.teachers.logits import find_logits
 from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
@@ -150,17 +151,20 @@ def student_network(config: JobConfig, dataset: Classes) -> nn.Module:
         network = build_network(config.student.arch, **arguments)
     try:
         with torch.no_grad():
-            logits = first_tensor(network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px)))
+            output = network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px))
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(
             f"student.arch: {config.student.arch!r} fails on {dataset.input_px} px images ({one_line(error)})"
         ) from error
-    if logits is None or tuple(logits.shape) != (2, dataset.num_classes):
-        shape = None if logits is None else tuple(logits.shape)
+    try:
+        find_logits(output, 2, dataset.num_classes)
+    except TeacherError:
+        first = first_tensor(output)
+        shape = None if first is None else tuple(first.shape)
         raise ConfigError(
             f"student.arch: {config.student.arch!r} gives logits {shape} for 2 images, but the run has"
             f" {dataset.num_classes} classes; build it with that many"
-        )
+        ) from None
     if config.student.weights is not None:
         _load_initial(network, config.student)
     return network
@@ -218,7 +222,7 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
         epoch, figures = int(record["epoch"]), {}
         if job.test is not None and (epoch % config.evaluate_every == 0 or epoch == num_epochs):
             figures["test_accuracy"] = accuracy(
-                network, job.test.pixels, job.test.labels, dataset.normalization
+                network, job.test.pixels, job.test.labels, dataset.normalization, dataset.num_classes
             )
         log.on_epoch({**record, **figures})
         return figures
@@ -229,6 +233,7 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
         WholeSet(images, dataset.normalization),
         job.loss,
         config.train,
+        num_classes=dataset.num_classes,
         device=device,
         on_epoch=on_epoch,
         on_step=log.on_step,
@@ -251,9 +256,10 @@ def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport
     weights = read_checkpoint(f"{store.url}/{STUDENT_KEY}")
     weights.load_into(job.network, done.student)
     network = job.network.to(default_device()).eval()
+    test, dataset = job.test, job.dataset
     report = replace(
         done,
-        test_accuracy=accuracy(network, job.test.pixels, job.test.labels, job.dataset.normalization),
+        test_accuracy=accuracy(network, test.pixels, test.labels, dataset.normalization, dataset.num_classes),
         teacher_accuracy=_teacher_accuracy(job),
         test_set=job.config.test_set,
         num_test_images=len(job.test),

@@ -23,7 +23,7 @@ from nisynth.images import Normalization
 from nisynth.storage import NotFound, read_url
 from nisynth.teachers import load_teacher
 from nisynth.teachers.checkpoint import Checkpoint, hash_weights, parse_checkpoint
-from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.logits import Exit, find_logits
 from nisynth.teachers.trace import Site, find_taps, name_taps, reading, trace
 
 POOL, HIDDEN, LOGITS = "pool", "hidden", "logits"
@@ -126,11 +126,13 @@ def read_layers(
         outputs = trace(network, blank).outputs
         sites = find_taps(outputs) if taps is None else name_taps(outputs, taps, len(blank))
         linears = _linears(network, blank)
+        with torch.no_grad():
+            exit_ = find_logits(network(blank), len(blank), len(classes)) if classes else Exit()
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(
             f"--embedding {name}: fails on {network_px} px images ({one_line(error)})"
         ) from error
-    forward = _Forward(network, normalization, network_px, sites, linears)
+    forward = _Forward(network, normalization, network_px, sites, linears, exit_)
     layers = {layer: values.shape[1] for layer, values in forward(blank.to(torch.uint8)).items()}
     resize = "none" if image_px == network_px else f"bilinear, antialiased, to {network_px} px"
     return EmbeddingNetwork(name, hash_weights(network), resize, classes, layers, forward)
@@ -145,6 +147,7 @@ class _Forward:
     network_px: int
     taps: tuple[Site, ...]
     linears: tuple[Site, ...]
+    exit: Exit
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -154,8 +157,7 @@ class _Forward:
                 images.float(), (self.network_px,) * 2, mode="bilinear", antialias=True
             )
         with reading(self.taps, "output") as maps, reading(self.linears, "input") as inputs:
-            logits = first_tensor(self.network(self.normalization.normalize(images)))
-        assert logits is not None
+            logits = self.exit.of(self.network(self.normalization.normalize(images)))
         values = {f"tap{number}": part.mean(dim=(2, 3)) for number, part in enumerate(maps, 1)}
         values[POOL] = inputs[0].flatten(1) if inputs else maps[-1].mean(dim=(2, 3))
         if len(inputs) > 1:

@@ -49,6 +49,14 @@ def find_logits(output: Any, batch_size: int, num_classes: int) -> Exit:
     return Exit(path, tuple(_label(other) for other in fitting if other != path))
 
 
+def logits_of(output: Any, num_images: int, num_classes: int) -> Tensor:
+    """Returns the logits `(num_images, num_classes)` in an output; `find_logits` says which, and raises.
+
+    For networks in train mode, some of which return more there than in eval mode.
+    """
+    return find_logits(output, num_images, num_classes).of(output)
+
+
 def _tensors(output: Any, path: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Tensor]]:
     if isinstance(output, Tensor):
         yield path, output

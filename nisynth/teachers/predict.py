@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nisynth.images import Normalization
-from nisynth.teachers.logits import Exit
-from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.logits import logits_of
 
 BATCH_SIZE = 500
 
@@ -15,21 +14,18 @@ def predict(
     network: nn.Module,
     pixels: Tensor,
     normalization: Normalization,
+    num_classes: int,
     batch_size: int = BATCH_SIZE,
-    exit_: Exit | None = None,
 ) -> Tensor:
     """Returns the class, `(N,)` int64 on the CPU, that a network in eval mode chooses for each of N images.
 
-    pixels: `(N, 3, H, W)` uint8, on any device. exit_: where the logits are in the network's output; None
-    takes its first tensor.
+    pixels: `(N, 3, H, W)` uint8, on any device. num_classes: C of the logits `(B, C)` in its output.
     """
     device = next(network.parameters()).device
     chosen = []
     for part in torch.split(pixels, batch_size):
         output = network(normalization.normalize(part.to(device)))
-        logits = first_tensor(output) if exit_ is None else exit_.of(output)
-        assert logits is not None
-        chosen.append(logits.argmax(1).cpu())
+        chosen.append(logits_of(output, len(part), num_classes).argmax(1).cpu())
     return torch.cat(chosen)
 
 
@@ -38,10 +34,11 @@ def accuracy(
     pixels: Tensor,
     labels: Tensor,
     normalization: Normalization,
+    num_classes: int,
     batch_size: int = BATCH_SIZE,
 ) -> float:
     """Returns the fraction, 0..1, of uint8 images `(N, 3, H, W)` that are classified as `labels` `(N,)`."""
-    return share(predict(network, pixels, normalization, batch_size) == labels.cpu())
+    return share(predict(network, pixels, normalization, num_classes, batch_size) == labels.cpu())
 
 
 def share(hits: Tensor) -> float:

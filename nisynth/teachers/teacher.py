@@ -123,7 +123,7 @@ class Teacher:
 
     def predict(self, pixels: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
         """Returns the class, `(N,)` int64 on the CPU, of each of N uint8 images `(N, 3, H, W)`."""
-        return predict(self.network, pixels, self.normalization, batch_size, self.exit)
+        return predict(self.network, pixels, self.normalization, self.num_classes, batch_size)
 
 
 def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:

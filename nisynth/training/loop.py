@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nisynth.errors import ConfigError
 from nisynth.randomness import torch_seed
-from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.logits import logits_of
 from nisynth.training.batch_norm import over_global_batch
 from nisynth.training.checkpoints import Checkpoints, TrainState
 from nisynth.training.config import TrainConfig
@@ -65,6 +65,7 @@ def train(
     loss: Loss,
     config: TrainConfig,
     *,
+    num_classes: int,
     device: str | torch.device | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
@@ -72,6 +73,7 @@ def train(
 ) -> TrainResult:
     """Trains the network in place on the batches of a source; leaves it in eval mode.
 
+    num_classes: C of the logits `(B, C)`, which may lie among other tensors in the network's output.
     With `checkpoints` it continues from what is stored there and saves itself as it goes. Of several
     workers, only the first evaluates, reports and saves. Raises ConfigError (values that cannot be used,
     a loss that is not finite, too little GPU memory), PlanMismatch, DataError, StorageError, and what the
@@ -87,7 +89,7 @@ def train(
     ):
         batches = source.open(config, place)
         state = _begin(network, config, place.device, checkpoints, batches)
-        step = _Step(state, batches, place, loss, config, autocast)
+        step = _Step(state, batches, place, loss, config, autocast, num_classes)
         if place.rank != 0:
             on_epoch, on_step, checkpoints = None, None, None
         first, began_s = state.step, time.perf_counter()
@@ -156,7 +158,9 @@ class _Step:
         loss: Loss,
         config: TrainConfig,
         autocast: Any,
+        num_classes: int,
     ) -> None:
+        self._num_classes = num_classes
         self._state, self._batches, self._place = state, batches, place
         self._config, self._autocast = config, autocast
         self.total = config.total_steps(batches.steps_per_epoch)
@@ -195,9 +199,8 @@ class _Step:
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
         with self._autocast():
-            logits = first_tensor(self._forward(images))
-            assert logits is not None
-            logits = logits.float()
+            output = self._forward(images)
+            logits = logits_of(output, len(images), self._num_classes).float()
             loss = self._loss(logits, images, labels)
         self._state.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -176,6 +176,21 @@ def test_a_run_becomes_a_student(world: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("job", ["distill", "scratch"])
+def test_features_before_the_logits_change_no_student(world: Path, tmp_path: Path, job: str) -> None:
+    students = []
+    for arch in ("TinyNet", "FeaturesFirst"):
+        wanted = {"student": {"arch": f"tests.tiny:{arch}"}}
+        if job == "distill":
+            report = distill(config(world, tmp_path / arch, teacher={"arch": f"tests.tiny:{arch}"}, **wanted))
+        else:
+            values_ = scratch_values(world, tmp_path / arch, **wanted)
+            report = train_from_scratch(load_consumer_config(ScratchConfig, values_, kind="scratch"))
+        students.append(report.test_accuracy)
+    assert students[0] == students[1]
+    assert same_weights(tmp_path / "TinyNet", tmp_path / "FeaturesFirst")
+
+
 def test_the_stored_student_opens_as_a_teacher_of_the_same_accuracy(world: Path, tmp_path: Path) -> None:
     report = distill(config(world, tmp_path))
     student = load_teacher(arch="tests.tiny:TinyNet", weights=str(tmp_path / "student.safetensors"))

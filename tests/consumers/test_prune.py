@@ -232,3 +232,17 @@ def test_the_recipe_is_the_papers() -> None:
     assert [train.lr_at(epoch) for epoch in (0, 19)] == [0.001, 0.001]
     assert config.ratios == (0.5, 0.6, 0.7, 0.8, 0.9)
     assert [point_name(ratio) for ratio in (0.5, 0.7, 0.625)] == ["pruned-50", "pruned-70", "pruned-62.5"]
+
+
+def test_features_before_the_logits_change_no_figure(config: PruneConfig) -> None:
+    config = replace(config, ratios=(0.5,))
+    plain = prune(config)
+    teacher = replace(config.teacher, arch="tests.tiny:FeaturesFirst")
+    both = prune(replace(config, teacher=teacher, output=f"{config.output}-both"))
+    figures = ("accuracy_pruned", "accuracy_fine_tuned", "widths", "parameters")
+    assert both.accuracy == plain.accuracy
+    assert [getattr(both.points[0], name) for name in figures] == [
+        getattr(plain.points[0], name) for name in figures
+    ]
+    ours, theirs = (load_file(Path(r.output) / "pruned-50.safetensors") for r in (plain, both))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

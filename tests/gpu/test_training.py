@@ -35,7 +35,15 @@ def network() -> nn.Module:
 
 def fit(net: nn.Module, config: TrainConfig, **options: object) -> TrainResult:
     normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return train(net, WholeSet(images(), normalization), hard_label_loss, config, device="cuda", **options)  # type: ignore[arg-type]
+    return train(
+        net,
+        WholeSet(images(), normalization),
+        hard_label_loss,
+        config,
+        num_classes=4,
+        device="cuda",
+        **options,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("precision", "compiled"), [("auto", True), ("bfloat16", False), ("float32", False)])
@@ -73,4 +81,5 @@ def test_a_batch_beyond_the_memory_is_one_line() -> None:
             WholeSet(LabelledImages(pixels, labels), Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))),
             hard_label_loss,
             config,
+            num_classes=4,
         )

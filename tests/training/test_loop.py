@@ -62,7 +62,7 @@ def network(dropout: bool = False) -> nn.Module:
 
 
 def fit(net: nn.Module, config: TrainConfig = SMALL, **options: Any) -> TrainResult:
-    return train(net, SOURCE, hard_label_loss, config, device="cpu", **options)
+    return train(net, SOURCE, hard_label_loss, config, num_classes=4, device="cpu", **options)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -347,6 +347,7 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
             SOURCE,
             lambda logits, x, y: hard_label_loss(logits, x, y) * float("nan"),
             SMALL,
+            num_classes=4,
             device="cpu",
         )
 

@@ -23,8 +23,8 @@ from nisynth.synthesis.inversion.term import Seen, Term
 from nisynth.synthesis.protocol import StepCallback, Synthesizer
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import hash_weights, read_checkpoint
+from nisynth.teachers.logits import logits_of
 from nisynth.teachers.narrow import PRUNED, narrow_to
-from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import share
 
 
@@ -99,12 +99,11 @@ class Rival:
 
     network: nn.Module
     sha256: str
+    num_classes: int
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns `(B, C)` logits of normalized images `(B, 3, H, W)`."""
-        logits = first_tensor(self.network(x))
-        assert logits is not None
-        return logits
+        return logits_of(self.network(x), len(x), self.num_classes)
 
 
 def load_rival(config: RivalConfig, teacher: Teacher) -> Rival:
@@ -127,7 +126,7 @@ def load_rival(config: RivalConfig, teacher: Teacher) -> Rival:
         line = line.replace("teacher.", "method.rival.")
         raise type(error)(f"method.rival.{line}" if line.startswith("arch") else line) from error.__cause__
     network = network.to(teacher.device).eval().requires_grad_(False)
-    rival = Rival(network, hash_weights(network))
+    rival = Rival(network, hash_weights(network), teacher.num_classes)
     _check_forward(rival, teacher)
     return rival
 
@@ -137,6 +136,8 @@ def _check_forward(rival: Rival, teacher: Teacher) -> None:
     try:
         with torch.no_grad():
             logits = rival.logits(torch.zeros(2, 3, side, side, device=teacher.device))
+    except TeacherError as error:  # an output without logits
+        raise TeacherError(f"method.rival.arch: {str(error).partition(': ')[2]}") from None
     except Exception as error:  # the user's network may raise anything
         raise TeacherError(
             f"method.rival.arch: the network's forward of 2 RGB images of {side} px raised {one_line(error)}"
