@@ -13,6 +13,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # what only reads plans and commits does not wait for torch
     from torch import Tensor
 
+REAL_R_BN_IN_Y = "0.3-0.7"
+"""R_BN in units of Y of real images that a teacher was not trained on, beside which a batch's is shown."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:

@@ -46,6 +46,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun, in the plural where it is not one: `1 task`, `1,000 tasks`."""
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"
+
+
 class ConfigError(NisynthError):
     """A config value, key or combination that cannot be used."""
 

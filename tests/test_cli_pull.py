@@ -42,10 +42,6 @@ def test_pull_copies_and_tells_how_fast(run: Run, tmp_path: Path) -> None:
         in done.stdout
     )
     assert "MB/s" in done.stdout
-    progress = done.stderr.splitlines()
-    assert progress[0].startswith("0/4 shards, 0%")
-    assert progress[-1].startswith("4/4 shards, 100%")
-    assert "ETA unknown" in progress[0]  # nobody can tell after a moment
     assert nisynth("verify", "--deep", tmp_path / "copy").returncode == 0
     assert json.loads(nisynth("status", tmp_path / "copy", "--json").stdout)["complete"]
     again = json.loads(nisynth("pull", run.store.url, tmp_path / "copy", "--json").stdout)

@@ -234,7 +234,7 @@ def test_what_a_lost_worker_was_at_is_not_done() -> None:
     assert stream.getvalue().splitlines()[1:] == [
         "h/1 is gone (node_died): node a1 is gone",
         "h/2 is gone (worker_died): exit code 139; its slot is given up",
-        "task 3 is quarantined: raised: ValueError: no",
+        "task 3 is quarantined: raised, and no attempt is left",
         "task 2 done; 1/4 tasks, 25%, ETA unknown",
     ]
 
@@ -247,9 +247,43 @@ def test_plain_lines_carry_no_control_codes() -> None:
     assert stream.getvalue() == "task 0 failed (raised):  [31mred \ntwo lines\n"
 
 
+def test_a_failure_is_told_in_full_once() -> None:
+    stream = io.StringIO()
+    tell = PlainLines(stream)
+    tell(Listed(8, 1, 256))
+    for _ in range(2):
+        tell(failed(3, "quality_gate", "task 3: too few"))
+    tell(failed(3, "raised", "ValueError: no"))
+    tell(TaskQuarantined(3, "raised", "ValueError: no"))
+    assert stream.getvalue().splitlines()[1:] == [
+        "task 3 failed (quality_gate): too few",
+        "task 3 failed in the same way again (quality_gate)",
+        "task 3 failed (raised): ValueError: no",
+        "task 3 is quarantined: raised, and no attempt is left",
+    ]
+
+
+def test_the_canary_s_failure_is_left_to_the_error_that_ends_the_run() -> None:
+    stream = io.StringIO()
+    tell = PlainLines(stream)
+    tell(Listed(8, 0, 256))
+    tell(failed(0, "quality_gate", "task 0: too few"))
+    assert stream.getvalue().splitlines()[1:] == ["task 0, the canary, failed the quality gate"]
+
+
+def test_a_look_through_shards_of_less_than_two_seconds_is_silent() -> None:
+    stream, clock = io.StringIO(), Clock()
+    tell = PlainLines(stream, "shards", clock)
+    for number in range(1, 5):
+        tell(ShardsChecked(number, 4))
+        clock.now_s += 0.4
+    assert stream.getvalue() == ""
+
+
 def test_plain_lines_of_a_verification() -> None:
     stream, clock = io.StringIO(), Clock()
     tell = PlainLines(stream, "shards", clock)
+    clock.now_s += 2
     for number in range(1, 501):
         tell(ShardsChecked(number, 500))
         clock.now_s += 0.01

@@ -91,7 +91,7 @@ def test_the_last_task_keeps_its_first_rows(tmp_path: Path) -> None:
 def test_the_quality_gate_stops_before_anything_is_stored(tmp_path: Path) -> None:
     worker, run, _ = make(tmp_path, execution={"quality_gate": 1.0})
     with pytest.raises(
-        TaskFailure, match=r"under execution\.quality_gate 100\.0%; cross-entropy never fell"
+        TaskFailure, match=r"under execution\.quality_gate 100\.0%; cross-entropy did not fall far enough"
     ) as caught:
         worker.execute(1, str(uuid4()))
     assert caught.value.kind == "quality_gate"

@@ -16,6 +16,8 @@ from nisynth.cli.quality import (
     TeacherWeightsOption,
     measured,
 )
+from nisynth.errors import DataError, counted
+from nisynth.progress import printable
 
 AnyUrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="A run or a student: a folder or s3://bucket/prefix.")
@@ -37,8 +39,11 @@ def report(
         float | None, typer.Option(min=0.0, help="The price of one GPU for an hour, in any currency.")
     ] = None,
     quiet: QuietOption = False,
-) -> None:
-    """Write one self-contained page of a run, at any time of it, or of a student; it opens offline."""
+) -> int:
+    """Write one self-contained page of a run, at any time of it, or of a student; it opens offline.
+
+    Ends with 1 where the run is damaged, which the page says.
+    """
     from nisynth.evaluation.measure import Yardstick
     from nisynth.report.build import build_page
     from nisynth.report.pictures import write_file
@@ -59,8 +64,10 @@ def report(
         say=say,
         on_images=Passes(say),
     )
-    write_file(output, page)
-    out.print(f"{output}: {len(page):,} bytes")
+    write_file(output, page.html)
+    damaged = f"; the run is damaged: {page.damage[0]}" if page.damage else ""
+    out.out(printable(f"{output}: {counted(len(page.html), 'byte')}{damaged}"), highlight=False)
+    return DataError.exit_code if page.damage else 0
 
 
 def card(

@@ -13,7 +13,7 @@ from nisynth.cli.output import out, shards_shown
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, DataError, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.series.run import Series, open_run
@@ -124,8 +124,9 @@ def run(
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return report.exit_code
     out.print(
-        f"{report.message}: {report.committed:,} of {report.planned:,} tasks, {report.images:,} images"
-        f" at {report.url}; {report.executed:,} tasks run now in {format_seconds(report.seconds)}"
+        f"{report.message}: {report.committed:,} of {counted(report.planned, 'task')},"
+        f" {counted(report.images, 'image')} at {report.url};"
+        f" {counted(report.executed, 'task')} run now in {format_seconds(report.seconds)}"
     )
     if report.teacher_accuracy is not None:
         out.print(f"the teacher recognises {report.teacher_accuracy:.1%} of the decoded images")
@@ -138,19 +139,22 @@ def status(
     every: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks of --watch.")] = 5.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Say how far a run is, from its storage alone.
+    """Say how far a run is, from its storage alone; ends with 1 where it knows of damage.
 
+    It compares sizes and reads no image: `nisynth verify --deep` does.
     --watch ends with 0 when the run is complete, with 3 when only quarantined tasks are left.
     """
     opened = open_run(url)
     if watch:
-        return COMPLETE if follow(opened, Console(highlight=False), every, as_json).complete else PARTIAL
+        last = follow(opened, Console(highlight=False), every, as_json)
+        return DataError.exit_code if last.damaged else COMPLETE if last.complete else PARTIAL
     found = read_status(opened)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(found)))
     else:
-        out.print("\n".join(describe(found)), markup=False)
-    return 0
+        for line in describe(found):
+            out.out(printable(line), highlight=False)
+    return DataError.exit_code if found.damaged else COMPLETE
 
 
 def verify(
@@ -180,14 +184,17 @@ def verify(
     else:
         _print_verdict(verdict, run.plan.num_tasks, url, deep)
     if verdict.problems:
-        return 1
+        return DataError.exit_code
     return PARTIAL if complete and not verdict.complete else COMPLETE
 
 
 def retry(url: UrlArgument) -> None:
     """Lift every quarantine, so that the next run tries those tasks again."""
     tasks = open_run(url).retry()
-    out.print(f"{len(tasks)} quarantines lifted{_list(tasks)}; run again to try them")
+    if not tasks:
+        out.print("no task is quarantined; nothing was changed")
+        return
+    out.print(f"{counted(len(tasks), 'quarantine')} lifted{_list(tasks)}; run again to try {_them(tasks)}")
 
 
 def redo(
@@ -206,9 +213,14 @@ def redo(
         with shards_shown(quiet) as show:
             verdict, removed = audit.redo_bad(opened, show)
         if not verdict.problems:
-            out.print(f"nothing is bad in {verdict.checked:,} committed tasks; nothing was changed")
+            out.print(f"nothing is bad in {counted(verdict.checked, 'committed task')}; nothing was changed")
             return
-    out.print(f"{len(removed)} commits removed{_list(removed)}; run again to make what is missing")
+        for problem in verdict.problems[:SHOWN_PROBLEMS]:
+            out.out(printable(problem.text), highlight=False)
+    if not removed:
+        out.print("no commit was there to remove; run again to make what is missing")
+        return
+    out.print(f"{counted(len(removed), 'commit')} removed{_list(removed)}; run again to make what is missing")
 
 
 def gc(url: UrlArgument) -> None:
@@ -218,7 +230,10 @@ def gc(url: UrlArgument) -> None:
     swept = sum(
         store.sweep() for store in {part.store.url: part.store for part in (opened, *opened.rounds)}.values()
     )
-    out.print(f"{len(deleted)} losing shards deleted, and {swept} files that killed writers left")
+    out.print(
+        f"{counted(len(deleted), 'losing shard')} deleted,"
+        f" and {counted(swept, 'file')} that killed writers left"
+    )
 
 
 def preview(
@@ -251,7 +266,7 @@ def preview(
         count = draw_task(runs[0], output, task, rows)
     else:
         count = draw_preview(runs[0], output, rows)
-    out.print(f"{output}: {count} images")
+    out.print(f"{output}: {counted(count, 'image')}")
 
 
 def teachers() -> None:
@@ -285,17 +300,26 @@ def _print_verdict(verdict: audit.Verdict, planned: int, url: str, deep: bool) -
     for problem in verdict.problems[:SHOWN_PROBLEMS]:
         out.out(printable(problem.text), highlight=False)
     if len(verdict.problems) > SHOWN_PROBLEMS:
-        out.print(f"... and {len(verdict.problems) - SHOWN_PROBLEMS:,} problems more; --json lists all")
+        more = counted(len(verdict.problems) - SHOWN_PROBLEMS, "problem")
+        out.print(f"... and {more} more; --json lists all")
     if verdict.problems:
-        end = f"{len(verdict.problems):,} problems; `nisynth redo {url} --bad`, then run again"
-    elif verdict.complete:
-        end = "all sound, the run is complete"
-    elif verdict.checked:
-        end = "all sound, but the run is not complete; run it again to resume"
-    else:
+        end = f"{counted(len(verdict.problems), 'problem')}; `nisynth redo {url} --bad`, then run again"
+    elif not verdict.checked:
         end = "nothing to judge; run it first"
-    of_all = f"{verdict.checked:,} of {planned:,} tasks are committed"
-    out.print(f"{of_all} and checked{' deeply' if deep else ''}: {end}")
+    else:
+        sound = "every image is sound" if deep else "their sizes are right, their contents were not read"
+        state = (
+            "the run is complete" if verdict.complete else "the run is not complete, run it again to resume"
+        )
+        end = f"{sound}; {state}" if deep else f"{sound}: `nisynth verify {url} --deep` reads them; {state}"
+    committed = (
+        f"{verdict.checked:,} of {counted(planned, 'task')} {'is' if planned == 1 else 'are'} committed"
+    )
+    out.print(f"{committed}: {end}")
+
+
+def _them(tasks: list[int]) -> str:
+    return "it" if len(tasks) == 1 else "them"
 
 
 def _list(tasks: list[int]) -> str:

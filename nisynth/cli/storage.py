@@ -17,7 +17,7 @@ from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
 from nisynth.commits.pull import pull as pull_run
 from nisynth.commits.rejected import read_rejected
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.progress.rates import format_failure
@@ -65,7 +65,8 @@ def pull(
         fetched_mb = done.fetched_bytes / 1e6
         _print(
             f"{done.folder}: {'a whole' if done.complete else 'a partial'} copy of {done.url},"
-            f" {done.shards:,} shards, {done.images:,} images; fetched now {done.fetched:,} shards,"
+            f" {counted(done.shards, 'shard')}, {counted(done.images, 'image')}; fetched now"
+            f" {counted(done.fetched, 'shard')},"
             f" {fetched_mb:,.1f} MB in {format_seconds(seconds)} ({fetched_mb / seconds:,.1f} MB/s)"
         )
     return COMPLETE if done.complete else PARTIAL
@@ -142,7 +143,7 @@ def _print_task(log: TaskLog) -> None:
 
 
 def _print_commit(commit: Commit) -> None:
-    _print(f"task {commit.task}: committed, {commit.rows} images, {commit.bytes / 1e6:,.3f} MB")
+    _print(f"task {commit.task}: committed, {counted(commit.rows, 'image')}, {commit.bytes / 1e6:,.3f} MB")
     _print_facts(commit)
 
 

@@ -11,32 +11,54 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from nisynth.batch import REAL_R_BN_IN_Y
 from nisynth.commits import Run
 from nisynth.commits.status import Status, watch
+from nisynth.errors import counted
 from nisynth.progress import format_seconds, printable
+
+SHOWN_DAMAGE = 5
 
 
 def describe(found: Status) -> list[str]:
-    """Returns a status in two lines, then the images' quality or a canary that failed."""
-    eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
-    state = "complete" if found.complete else f"incomplete, ETA {eta} at the last commits' pace"
-    counts = (
-        f"{found.committed:,} of {found.planned:,} tasks committed, {found.quarantined:,} quarantined,"
-        f" {found.images:,} images, fingerprint {found.fingerprint[:12]}"
-    )
-    canary = f"the canary failed: {found.canary}; `nisynth preview {found.url}` draws its images"
+    """Returns a status in two lines, then what was checked, what to do, and the images' quality."""
     lines = [
-        f"{found.url}: {state}",
+        f"{found.url}: {_state(found)}",
         *([found.step] if found.step else []),
-        counts,
-        *([canary] if found.canary else []),
+        f"{found.committed:,} of {counted(found.planned, 'task')} committed,"
+        f" {found.quarantined:,} quarantined, {counted(found.images, 'image')},"
+        f" fingerprint {found.fingerprint[:12]}",
     ]
+    lines += found.damaged[:SHOWN_DAMAGE]
+    if len(found.damaged) > SHOWN_DAMAGE:
+        lines.append(f"and {len(found.damaged) - SHOWN_DAMAGE:,} more: `nisynth verify {found.url} --deep`")
+    elif found.checked and not found.damaged:
+        lines.append(
+            f"checked: {counted(found.checked, 'shard')}, by size alone;"
+            f" `nisynth verify {found.url} --deep` reads all of them"
+        )
+    if found.canary:
+        lines.append(f"the canary failed: {found.canary}; `nisynth preview {found.url}` draws its images")
+    if found.quarantined:
+        lines.append(
+            f"given up on: {counted(found.quarantined, 'task')}; `nisynth logs {found.url}` says why;"
+            f" mend the cause, then `nisynth retry {found.url}`, and run again"
+        )
     if found.teacher_accuracy is not None and found.r_bn_in_y is not None:
         lines.append(
             f"in the last commits the teacher recognises {found.teacher_accuracy:.1%} of the images,"
-            f" and R_BN is {found.r_bn_in_y:.2f} Y (real images: 0.3-0.7)"
+            f" and R_BN is {found.r_bn_in_y:.2f} Y (real images: {REAL_R_BN_IN_Y})"
         )
     return lines
+
+
+def _state(found: Status) -> str:
+    if found.damaged:
+        return f"damaged; `nisynth redo {found.url} --bad`, then run again, makes it sound"
+    if found.complete:
+        return "complete"
+    eta = "unknown" if found.eta_s is None else format_seconds(found.eta_s)
+    return f"incomplete, ETA {eta} at the last commits' pace"
 
 
 def follow(

@@ -1,12 +1,12 @@
 """Looking back at a run: `verify` judges what is committed, `redo` un-commits, `gc` sweeps losers."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nisynth.commits.fetch import check_shard_size, holds
+from nisynth.commits.fetch import check_shard_size, holds, wrong_size
 from nisynth.commits.parallel import READERS, in_parallel
-from nisynth.commits.records import commit_key, quarantine_key
+from nisynth.commits.records import Commit, commit_key, quarantine_key
 from nisynth.commits.run import Run
 from nisynth.commits.seal import (
     MANIFEST_KEY,
@@ -78,6 +78,36 @@ def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] 
     return Verdict(checked=len(tasks), problems=tuple(problems), complete=complete)
 
 
+def known_damage(
+    run: Run, committed: set[int], sealed: bool, commits: Sequence[Commit | ManifestRow | DataError]
+) -> tuple[int, list[str]]:
+    """Returns how many shards' sizes were compared, and what is known to be damaged, without reading a shard.
+
+    A sealed run's shards are held against its manifest, those of another against `commits`, some of its
+    commits or why they are not sound; and every committed task needs a shard. Costs one listing, and a
+    request for each shard that the listing does not show as it should be. Raises StorageError.
+    """
+    rows: list[Commit | ManifestRow] = [one for one in commits if not isinstance(one, DataError)]
+    texts = [str(one) for one in commits if isinstance(one, DataError)]
+    if sealed and len(committed) < run.plan.num_tasks:
+        texts.append(_missing_under_seal(run, len(committed)).text)
+    if sealed:
+        try:
+            rows = [row for row in read_manifest(run) if row.task in committed]
+        except DataError as error:
+            texts.append(str(error))
+    shards = list(run.shards())
+    listed = {key: size for key, _, _, size in shards}
+    unseen = committed - {task for _, task, _, _ in shards} - {row.task for row in rows}
+    for one in in_parallel(lambda task: read_or_why(run, task), sorted(unseen)):
+        if isinstance(one, Commit):
+            rows.append(one)
+        elif one is not None:
+            texts.append(str(one))
+    wrong = in_parallel(lambda row: wrong_size(run.store, row, listed), rows)
+    return len(rows), list(dict.fromkeys([*texts, *(text for text in wrong if text is not None)]))
+
+
 def redo(run: Run, tasks: Iterable[int]) -> list[int]:
     """Returns the tasks whose commits (and quarantines) it removed, so that the next run makes them again.
 
@@ -137,6 +167,14 @@ def _judge(run: Run, task: int, deep: bool, listed: Mapping[str, int]) -> Manife
     except DataError as error:
         return Problem(task, f"task {task}: {error}")
     return ManifestRow.of(commit)
+
+
+def read_or_why(run: Run, task: int) -> Commit | DataError | None:
+    """Returns a task's commit, why it is no sound one, or None where there is none. Raises StorageError."""
+    try:
+        return run.read(task)
+    except DataError as error:
+        return error
 
 
 def _missing_under_seal(run: Run, committed: int) -> Problem:

@@ -40,6 +40,15 @@ def check_shard_size(
         raise bad_shard(store, row, f"is damaged: it has {size} bytes, its commit says {row.bytes}")
 
 
+def wrong_size(store: Store, row: "Commit | ManifestRow", listed: Mapping[str, int]) -> str | None:
+    """Returns what `check_shard_size` raises DataError with, None where the size is right."""
+    try:
+        check_shard_size(store, row, listed)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def fetch_shard(store: Store, row: "Commit | ManifestRow") -> bytes:
     """Returns the shard that a commit describes, after its size and sha256 were compared with it.
 

@@ -22,7 +22,7 @@ from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit, commit_key
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
-from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError
+from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError, counted
 from nisynth.identity import differing_fields
 from nisynth.plan import Plan
 from nisynth.storage import AlreadyExists, NotFound, Store
@@ -101,7 +101,7 @@ def require_enough(run: Run, tasks: list[int], allow_partial: bool) -> None:
     missing = run.plan.num_tasks - len(tasks)
     if missing and not allow_partial:
         raise IncompleteRun(
-            f"{run.store.url}: {missing} of {run.plan.num_tasks} tasks are not committed;"
+            f"{run.store.url}: {missing:,} of {counted(run.plan.num_tasks, 'task')} not committed;"
             " run it again to resume, or pass --allow-partial to copy what is there"
         )
 

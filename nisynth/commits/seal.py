@@ -6,7 +6,7 @@ Sealing is idempotent and tried at the end of every run. The manifest is a pure 
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nisynth.commits.card import write_card
-from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, check_shard_size, holds
+from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, holds, wrong_size
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
 from nisynth.commits.run import SUCCESS_KEY, Run
@@ -77,7 +77,7 @@ def seal(run: Run) -> bool:
     if len(rows) < run.plan.num_tasks:
         return False
     shards = list(run.shards())
-    _check_sizes(run, rows, {key: size for key, _, _, size in shards})
+    check_sizes(run, rows, shards)
     winners = {row.task: row.attempt for row in rows}
     delete_losers(run, [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt])
     manifest = encode_manifest(run, rows)
@@ -175,17 +175,16 @@ def unseal(run: Run) -> None:
         run.store.delete(key)
 
 
-def _check_sizes(run: Run, rows: list[ManifestRow], listed: Mapping[str, int]) -> None:
-    def problem(row: ManifestRow) -> DataError | None:
-        try:
-            check_shard_size(run.store, row, listed)
-        except DataError as error:
-            return error
-        return None
+def check_sizes(run: Run, rows: list[ManifestRow], shards: Iterable[tuple[str, int, str, int]]) -> None:
+    """Raises DataError where a shard is missing or of another size than its row says; StorageError.
 
-    problems = [error for error in in_parallel(problem, rows) if error is not None]
+    shards: what the run's `shards` lists.
+    """
+    listed = {key: size for key, _, _, size in shards}
+    wrong = in_parallel(lambda row: wrong_size(run.store, row, listed), rows)
+    problems = [text for text in wrong if text is not None]
     if len(problems) == 1:
-        raise problems[0]
+        raise DataError(problems[0])
     if problems:
         raise DataError(
             f"{run.store.url}: {len(problems):,} bad shards; `nisynth redo {run.store.url} --bad`, then run"

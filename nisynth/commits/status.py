@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nisynth.commits.audit import known_damage, read_or_why
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit
 from nisynth.commits.rejected import read_rejected
@@ -22,7 +23,9 @@ class Status:
 
     eta_s: at the pace of the last commits; 0 when complete, None when unknown. canary: why task 0 failed the
     quality gate, while it is not committed. teacher_accuracy, r_bn_in_y: medians over the last commits (at
-    most 32), None where there are none or they do not say. step: what a series is at, "" for a run.
+    most 32), None where there are none or they do not say. checked: shards whose sizes were compared with
+    what was committed, None where nobody looked. damaged: what is known to be wrong, a line each.
+    step: what a series is at, "" for a run.
     """
 
     url: str
@@ -37,6 +40,8 @@ class Status:
     teacher_accuracy: float | None = None
     r_bn_in_y: float | None = None
     step: str = ""
+    checked: int | None = None
+    damaged: tuple[str, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -45,14 +50,21 @@ class Status:
         return self.complete or given_up
 
 
-def status(run: Run) -> Status:
-    """Returns the status of a run; costs two listings and at most 32 small reads. Raises StorageError."""
+def status(run: Run, check: bool = True) -> Status:
+    """Returns the status of a run, from two listings and at most 32 small reads. Raises StorageError.
+
+    check: also compare what the store lists of the shards with what was committed, for one listing more and
+    the manifest; no shard is read.
+    """
     committed = run.committed()
     quarantined = run.quarantined(committed)
     complete = run.is_sealed()
     left = run.plan.num_tasks - len(committed) - len(quarantined)
     rejected = None if run.first_task in committed else read_rejected(run)
-    latest = _latest(run, committed)
+    sample = list(in_parallel(lambda task: read_or_why(run, task), sorted(committed)[-SAMPLE:]))
+    latest = [one for one in sample if isinstance(one, Commit)]
+    unsound = [one for one in sample if isinstance(one, DataError)]
+    checked, damaged = known_damage(run, committed, complete, [*latest, *unsound]) if check else (None, [])
     return Status(
         url=run.store.url,
         fingerprint=run.plan.fingerprint,
@@ -66,6 +78,8 @@ def status(run: Run) -> Status:
         teacher_accuracy=_median(latest, "teacher_accuracy"),
         r_bn_in_y=_median(latest, "r_bn_in_y"),
         step="" if complete else run.step(),
+        checked=checked,
+        damaged=tuple(damaged),
     )
 
 
@@ -85,7 +99,9 @@ def watch(
     failures = 0
     while True:
         try:
-            found = status(run)
+            found = status(run, check=False)
+            if found.settled:
+                found = status(run)
             failures = 0
             show(found, "")
         except StorageError as error:
@@ -96,17 +112,6 @@ def watch(
         if found is not None and found.settled:
             return found
         sleep(every_s)
-
-
-def _latest(run: Run, committed: set[int]) -> list[Commit]:
-    def read(task: int) -> Commit | None:
-        try:
-            return run.read(task)
-        except DataError:
-            return None
-
-    commits = in_parallel(read, sorted(committed)[-SAMPLE:])
-    return [commit for commit in commits if commit is not None]
 
 
 def _median(commits: Sequence[Commit], name: str) -> float | None:

@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from nisynth import __version__
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import LossKind, NisynthError, Stalled, Stopped, StorageError, TaskFailure
+from nisynth.errors import LossKind, NisynthError, Stalled, Stopped, StorageError, TaskFailure, counted
 from nisynth.execution.actors import Actor
 from nisynth.execution.cluster import connected, free_resources, live_nodes, resources, sigterm_noted
 from nisynth.execution.events import (
@@ -199,7 +199,7 @@ class RayCrew:
             needs = f"{self._execution.cpu_threads} CPUs, {self._gpus:g} GPUs"
             hear(
                 Note(
-                    f"waiting for {len(self._actors)} workers to start; each needs {needs};"
+                    f"waiting for {counted(len(self._actors), 'worker')} to start; a worker needs {needs};"
                     f" the cluster has {_shown(resources())}, {_shown(free_resources())} of them free"
                 )
             )

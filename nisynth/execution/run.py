@@ -18,9 +18,9 @@ from uuid import uuid4
 import torch
 
 from nisynth.commits import Run
-from nisynth.commits.seal import read_manifest, seal
+from nisynth.commits.seal import check_sizes, read_manifest, seal
 from nisynth.config import RunConfig, load_config
-from nisynth.errors import BudgetExceeded, PlanMismatch, Stalled
+from nisynth.errors import BudgetExceeded, DataError, Stalled, counted
 from nisynth.execution import COMPLETE, PARTIAL, RunReport
 from nisynth.execution.crew import Crew
 from nisynth.execution.drive import Drive
@@ -86,7 +86,7 @@ def run(
     own: list[Listener] = [EventLog(joined.store, uuid4().hex), *_metrics(executor, joined)]
     with Broadcast([*shown, *own, *listeners]) as tell:
         if joined.is_sealed():
-            _refuse_missing(joined)
+            _refuse_damaged(joined)
             tell(Note(f"{store}: complete already; nothing to run"))
         else:
             if METHODS[config.method.name].uses_engine:
@@ -184,13 +184,16 @@ def _crew_of(executor: Executor) -> OpenCrew:
     return local_crew
 
 
-def _refuse_missing(joined: Run) -> None:
+def _refuse_damaged(joined: Run) -> None:
+    """Raises DataError where a sealed run lacks commits, or shards of the sizes that its manifest lists."""
     missing = joined.plan.num_tasks - len(joined.committed())
     if missing:
-        raise PlanMismatch(
-            f"{joined.store.url}: _SUCCESS says the run is complete, yet {missing} commits are missing;"
+        raise DataError(
+            f"{joined.store.url}: _SUCCESS says the run is complete, yet {counted(missing, 'commit')}"
+            f" {'is' if missing == 1 else 'are'} missing;"
             f" `nisynth redo {joined.store.url} --bad` takes the seal off, then run again"
         )
+    check_sizes(joined, read_manifest(joined), joined.shards())
 
 
 def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> RunReport:
@@ -200,17 +203,18 @@ def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> Ru
     planned, allowed = joined.plan.num_tasks, config.execution.max_failed_tasks
     if not sealed and len(quarantined) > allowed:
         raise BudgetExceeded(
-            f"{joined.store.url}: {len(quarantined)} tasks are quarantined, execution.max_failed_tasks"
+            f"{joined.store.url}: {counted(len(quarantined), 'task')} quarantined, execution.max_failed_tasks"
             f" allows {allowed}; `nisynth logs {joined.store.url}` shows why; mend the cause,"
             f" `nisynth retry {joined.store.url}`, run again"
         )
     if not sealed and len(committed) + len(quarantined) < planned:
         raise Stalled(
-            f"{joined.store.url}: {len(committed)} of {planned} tasks are committed; run again to resume"
+            f"{joined.store.url}: {len(committed):,} of {counted(planned, 'task')} committed;"
+            " run again to resume"
         )
     rows = read_manifest(joined) if sealed else []
     recognised = sum(row.teacher_accuracy * row.rows for row in rows)
-    message = "complete" if sealed else f"partial: {len(quarantined)} tasks quarantined"
+    message = "complete" if sealed else f"partial: {counted(len(quarantined), 'task')} quarantined"
     return RunReport(
         url=joined.store.url,
         fingerprint=joined.plan.fingerprint,

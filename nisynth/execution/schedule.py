@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import inf
 from uuid import uuid4
 
-from nisynth.errors import BudgetExceeded, FailureKind, LossKind, Stalled, StorageError, TaskFailure
+from nisynth.errors import BudgetExceeded, FailureKind, LossKind, Stalled, StorageError, TaskFailure, counted
 from nisynth.execution.ledger import COMMITTED, DEATHS, FAULTS, QUARANTINED, Attempt, Failure, Ledger
 
 __all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
@@ -266,8 +266,8 @@ class Scheduler:
             raise self._canary_failed
         if failed > allowed:
             raise BudgetExceeded(
-                f"{failed} tasks failed for good, execution.max_failed_tasks allows {allowed};"
-                " see quarantine/, mend the cause, `nisynth retry` the run and run it again"
+                f"{counted(failed, 'task')} failed for good, execution.max_failed_tasks allows {allowed};"
+                " `nisynth logs URL` says why; mend the cause, then `nisynth retry URL`, and run again"
             )
         if self.done:
             return
@@ -275,12 +275,15 @@ class Scheduler:
         if many and all(self._slots[number].storage_failures for number in self._live):
             raise StorageError(self._storage_failures[-1])
         if all(slot.given_up for slot in self._slots):
-            raise Stalled(f"{self.ledger.num_left} tasks left and every worker given up; {self._last_words}")
+            raise Stalled(
+                f"{counted(self.ledger.num_left, 'task')} left and every worker given up; {self._last_words}"
+            )
         idle_s = now_s - self._progress_s
         patience_s = 2 * self.deadline_s if self._durations else 0.0
         if idle_s > max(self.rules.no_progress_s, patience_s):
             raise Stalled(
-                f"no progress for {idle_s:.0f} s, {self.ledger.num_left} tasks left; {self._stuck(now_s)}"
+                f"no progress for {idle_s:.0f} s, {counted(self.ledger.num_left, 'task')} left;"
+                f" {self._stuck(now_s)}"
             )
 
     @property
@@ -298,7 +301,7 @@ class Scheduler:
     def _stuck(self, now_s: float) -> str:
         busy = self._computing_for(-inf, now_s)[:5]
         if not busy:
-            return f"{self.num_live} of {len(self._slots)} workers are up; {self._last_words}"
+            return f"{self.num_live} of {counted(len(self._slots), 'worker')} up; {self._last_words}"
         return "stuck: " + ", ".join(f"task {task} ({now_s - since_s:.0f} s)" for since_s, task, _ in busy)
 
     def _next_task(self, number: int) -> int | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOBase
 from typing import TextIO, cast
 
+from nisynth.errors import counted
 from nisynth.execution.events import (
     Ended,
     Event,
@@ -29,7 +30,6 @@ from nisynth.progress.rates import (
     format_rate,
     format_seconds,
     format_step,
-    message_of,
     printable,
 )
 
@@ -45,13 +45,15 @@ __all__ = [
 ]
 
 LINES_EVERY_S = 10.0
+WORTH_A_LINE_S = 2.0
+"""Seconds after which it is worth saying how far a look through shards is."""
 
 
 class PlainLines:
     """Lines for a log file: no control codes, few enough to read, and none that says what the last one said.
 
     Steps come at most every 10 s; finished tasks each while a run has at most 100, else every 1 %;
-    failures and notes always.
+    failures and notes always; shards as tasks, once two seconds have passed.
     """
 
     def __init__(self, stream: TextIO, unit: str = "tasks", clock: Clock = time.monotonic) -> None:
@@ -59,7 +61,8 @@ class PlainLines:
         self._clock = clock
         self._lock = threading.Lock()
         self._tally = Tally(unit, clock)
-        self._next_step_s = clock() + LINES_EVERY_S
+        self._began_s = clock()
+        self._next_step_s = self._began_s + LINES_EVERY_S
         self._last_step = (-1, -1)
         self._announced = False
 
@@ -74,15 +77,18 @@ class PlainLines:
         match event:
             case Listed() if not self._announced:
                 self._announced = True
-                tasks, images = f"{event.total_tasks:,} tasks", f"{event.total_images:,} images"
+                tasks, images = counted(event.total_tasks, "task"), counted(event.total_images, "image")
                 return f"{tasks}, {images}; {event.committed:,} done before"
             case Stepped() if self._is_news(event):
                 return f"{format_step(event)}; {self._tally.line()}"
             case TaskDone() if self._tally.is_milestone():
                 return f"task {event.receipt.task} done; {self._tally.line()}"
-            case ShardsChecked() if self._tally.is_milestone():
+            case ShardsChecked() if self._tally.is_milestone() and self._lasts():
                 return self._tally.line()
-        return message_of(event)
+        return self._tally.message(event)
+
+    def _lasts(self) -> bool:
+        return self._clock() - self._began_s >= WORTH_A_LINE_S
 
     def _is_news(self, step: Stepped) -> bool:
         """True for a step that is further than the last one shown, and that has its 10 s."""

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
+from nisynth.errors import counted
 from nisynth.execution.events import (
     AttemptFailed,
     Event,
@@ -89,6 +90,7 @@ class Tally:
         self._session_tasks = 0
         self._session_images = 0
         self._images_per_task = 0.0
+        self._told: dict[int, str | None] = {}
 
     def hear(self, event: Event) -> None:
         """Counts what an event of a run or of a verification says."""
@@ -124,6 +126,23 @@ class Tally:
         """Tasks done, those at work by their share; never more than there are."""
         return min(self.done + self._at_work, float(self.total))
 
+    def message(self, event: Event) -> str | None:
+        """Returns what a person should read of an event besides counts; None for most events.
+
+        A failure is told in full once: in short where it is the last one again, and where it ends the run,
+        whose error says the same.
+        """
+        text = message_of(event)
+        if not isinstance(event, AttemptFailed):
+            return text
+        task = event.attempt.task
+        if event.kind == "quality_gate" and task == 0 and self.done == 0:
+            return f"task {task}, the canary, failed the quality gate"
+        if self._told.get(task) == text:
+            return f"task {task} failed in the same way again ({event.kind})"
+        self._told[task] = text
+        return text
+
     def is_milestone(self) -> bool:
         """True for every task of a small run, for every 1 % of a large one."""
         return self.done % max(1, self.total // 100) == 0 or self.done >= self.total
@@ -140,7 +159,7 @@ class Tally:
             left = self.total - self.equivalent
             parts.append("ETA unknown" if per_s is None else f"ETA {format_seconds(left / per_s)}")
         if self.failures:
-            parts.append(f"{self.failures:,} failure{'s' if self.failures > 1 else ''}")
+            parts.append(counted(self.failures, "failure"))
         return ", ".join(parts)
 
     @property
@@ -163,7 +182,7 @@ class Tally:
 
 
 def message_of(event: Event) -> str | None:
-    """Returns what a person should read of an event besides counts; None for most events."""
+    """Returns an event's own words; None for those that only count."""
     match event:
         case AttemptFailed():
             return format_failure(event.attempt.task, event.kind, event.message)
@@ -171,7 +190,7 @@ def message_of(event: Event) -> str | None:
             end = "; its slot is given up" if event.given_up else ""
             return f"{event.worker} is gone ({event.kind}): {_first_line(event.message)}{end}"
         case TaskQuarantined():
-            return f"task {event.task} is quarantined: {event.kind}: {_first_line(event.message)}"
+            return f"task {event.task} is quarantined: {event.kind}, and no attempt is left"
         case Note():
             return event.text
     return None

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nisynth.execution.events import AttemptFailed, Ended, Event, ShardsChecked
-from nisynth.progress.rates import Clock, Tally, format_step, message_of, printable
+from nisynth.progress.rates import Clock, Tally, format_step, printable
 
 WORKERS_SHOWN = 4
 
@@ -34,7 +34,7 @@ class TerminalDisplay:
     def __call__(self, event: Event) -> None:
         with self._lock:
             self._tally.hear(event)
-        message = message_of(event)
+            message = self._tally.message(event)
         if message is not None:
             style = "red" if isinstance(event, AttemptFailed) else ""
             self._console.print(Text(printable(message), style), soft_wrap=True)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nisynth.commits import Run
 from nisynth.consumers.student_report import RESULT_KEY
@@ -23,6 +23,15 @@ from nisynth.series.run import open_run
 from nisynth.storage import NotFound, open_store
 
 MAP_POINTS = 1000
+
+
+class Built(NamedTuple):
+    """A page as UTF-8. damage: what it says is damaged, a line each."""
+
+    html: bytes
+    damage: tuple[str, ...] = ()
+
+
 Say = Callable[[str], None]
 OnImages = Callable[[int, int], None]
 
@@ -35,7 +44,7 @@ def build_page(
     hour_price: float | None = None,
     say: Say = lambda line: None,
     on_images: OnImages | None = None,
-) -> bytes:
+) -> Built:
     """Returns the page of a run, at any time of it, or of a student's or pruning sweep's folder.
 
     Raises PlanMismatch where there is neither, ConfigError for what cannot be used, DataError for a damaged
@@ -43,7 +52,7 @@ def build_page(
     """
     result = read_result(url)
     if result is not None:
-        return render_training(result, public_name(url))
+        return Built(render_training(result, public_name(url)))
     run = open_run(url)
     say("reading the commits")
     facts = gather(run)
@@ -52,10 +61,13 @@ def build_page(
         raise ConfigError(f"--student {student}: no student there (no {RESULT_KEY}); name a student's folder")
     page = RunPage(facts, student=trained, hour_price=hour_price)
     try:
-        return _with_images(page, run, by, say, on_images).render()
+        return Built(_with_images(page, run, by, say, on_images).render(), facts.damage)
     except (DataError, IncompleteRun) as error:  # a damaged shard, or a run emptied meanwhile
         why = str(error).replace(run.store.url, facts.name)
-        return replace(page, quality_note=f"the images cannot be read: {why}").render()
+        if isinstance(error, DataError):
+            facts = replace(facts, damage=tuple(dict.fromkeys([*facts.damage, why])))
+        page = replace(page, facts=facts, quality_note=f"the images cannot be read: {why}")
+        return Built(page.render(), facts.damage)
 
 
 def _with_images(page: RunPage, run: Run, by: Yardstick, say: Say, on_images: OnImages | None) -> RunPage:

@@ -3,25 +3,27 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from nisynth.commits import Commit, Run
+from nisynth.commits.audit import known_damage, read_or_why
 from nisynth.commits.logs import TaskLog, quarantine_logs
+from nisynth.commits.parallel import in_parallel
 from nisynth.commits.rejected import Rejected, read_rejected
+from nisynth.commits.seal import ManifestRow
 from nisynth.errors import DataError
 from nisynth.execution.event_log import read_events
 from nisynth.report.losses import Band, loss_bands, thin
 
-READERS = 16
-_AT_ONCE = 1024
-
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What the page keeps of a commit. losses: the final ones. started_at: 0 where not recorded."""
+    """What the page keeps of a commit. losses: the final ones. started_at: 0 where not recorded.
+
+    r_bn_in_y: of the decoded images, None where not recorded.
+    """
 
     task: int
     attempt: str
@@ -30,6 +32,7 @@ class TaskFacts:
     rows: int
     bytes: int
     teacher_accuracy: float
+    r_bn_in_y: float | None
     losses: dict[str, float]
     timings_s: dict[str, float]
     device: str
@@ -61,7 +64,7 @@ class FailedAttempt:
 
 @dataclass(frozen=True, eq=False)
 class RunFacts:
-    """A run as its storage shows it. damaged: commits that could not be read. bands: by loss term.
+    """A run as its storage shows it. damage: what is known to be wrong, a line each. bands: by loss term.
 
     failed_attempts: None where no driver left a log. rejected: the canary that failed, while nothing is
     committed.
@@ -79,7 +82,7 @@ class RunFacts:
     identity: dict[str, Any]
     plan_versions: dict[str, str]
     tasks: tuple[TaskFacts, ...]
-    damaged: tuple[int, ...]
+    damage: tuple[str, ...]
     quarantined: tuple[TaskLog, ...]
     bands: dict[str, Band]
     versions: Counter[str] = field(default_factory=Counter)
@@ -111,26 +114,29 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
     plan = run.plan
     committed = sorted(run.committed())
     tasks: list[TaskFacts] = []
-    damaged: list[int] = []
+    found: list[ManifestRow | DataError] = []
     curves: list[list[Mapping[str, float]]] = []
     versions: Counter[str] = Counter()
-    for number, (task, commit) in enumerate(_commits(run, committed), 1):
+    for number, commit in enumerate(in_parallel(lambda task: read_or_why(run, task), committed), 1):
         if isinstance(commit, Commit):
             tasks.append(_reduced(commit))
+            found.append(ManifestRow.of(commit))
             if commit.curve:
                 curves.append(thin(commit.curve))
             versions.update(f"{name} {value}" for name, value in commit.versions.items())
         elif commit is not None:
-            damaged.append(task)
+            found.append(commit)
         if on_read is not None:
             on_read(number, len(committed))
     rejected = None if committed else read_rejected(run)
     if rejected is not None and rejected.batch.curve:
         curves.append(thin(rejected.batch.curve))
+    name, complete = public_name(run.store.url), run.is_sealed()
+    _, damage = known_damage(run, set(committed), complete, found)
     return RunFacts(
-        name=public_name(run.store.url),
+        name=name,
         fingerprint=plan.fingerprint,
-        complete=run.is_sealed(),
+        complete=complete,
         planned=plan.num_tasks,
         planned_images=plan.num_images,
         classes=plan.classes,
@@ -140,7 +146,7 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
         identity=plan.identity,
         plan_versions=dict(plan.document.get("versions") or {}),
         tasks=tuple(tasks),
-        damaged=tuple(damaged),
+        damage=tuple(text.replace(run.store.url, name) for text in damage),
         quarantined=tuple(quarantine_logs(run)),
         bands=loss_bands(curves),
         versions=versions,
@@ -198,19 +204,6 @@ def _is_time(value: object) -> bool:
     return isinstance(value, (int, float)) and 0 <= value < 1e11
 
 
-def _commits(run: Run, tasks: list[int]) -> Iterator[tuple[int, Commit | DataError | None]]:
-    def read(task: int) -> Commit | DataError | None:
-        try:
-            return run.read(task)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(tasks), _AT_ONCE):
-            part = tasks[start : start + _AT_ONCE]
-            yield from zip(part, pool.map(read, part), strict=True)
-
-
 def _reduced(commit: Commit) -> TaskFacts:
     losses = dict(commit.curve[-1]) if commit.curve else {}
     losses.pop("iteration", None)
@@ -225,6 +218,7 @@ def _reduced(commit: Commit) -> TaskFacts:
         rows=commit.rows,
         bytes=commit.bytes,
         teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
+        r_bn_in_y=None if "r_bn_in_y" not in commit.figures else float(commit.figures["r_bn_in_y"]),
         losses=losses,
         timings_s=commit.timings_s,
         device=commit.device,

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from nisynth import __version__
+from nisynth.errors import counted
 from nisynth.evaluation.quality import Quality
 from nisynth.progress import format_seconds
 from nisynth.report import sections
@@ -86,7 +87,7 @@ class RunPage:
         return {
             "schema": 1,
             "kind": "run",
-            "title": f"{facts.images:,} images by {method} from {teacher}",
+            "title": f"{counted(facts.images, 'image')} by {method} from {teacher}",
             "subtitle": f"{facts.name} · run {facts.fingerprint[:12]} · {facts.input_px} px,"
             f" {len(facts.classes)} classes, {facts.format}",
             "verdict": {**verdict, "line": _verdict_line(verdict)},
@@ -225,10 +226,12 @@ def _leave_out_rows(document: dict[str, Any]) -> None:
 
 
 def _verdict_line(found: Mapping[str, Any]) -> str:
-    parts = [f"{found['tasks']:,} of {found['planned_tasks']:,} tasks, {found['images']:,} images"]
+    parts = [
+        f"{found['tasks']:,} of {counted(found['planned_tasks'], 'task')},"
+        f" {counted(found['images'], 'image')}"
+    ]
     if found["quarantined"]:
-        count = found["quarantined"]
-        parts.append(f"{count:,} task{'' if count == 1 else 's'} given up on")
+        parts.append(f"{counted(found['quarantined'], 'task')} given up on")
     if found["teacher_accuracy_median"] is not None:
         parts.append(
             f"the teacher recognises {found['teacher_accuracy_median']:.1%} of a task's images"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nisynth.errors import counted
 from nisynth.evaluation.quality import FAR_FROM_REAL, Quality
 from nisynth.report.facts import RunFacts, TaskFacts, public_name
 from nisynth.report.losses import Band
@@ -15,6 +16,7 @@ from nisynth.report.losses import Band
 MOST_ROWS = 2000
 GROUP = 100
 EXTREMES = 5
+MOST_REASONS = 3
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "not recorded", "cpu"}
 
 
@@ -27,7 +29,7 @@ def verdict(facts: RunFacts, quality: Quality | None) -> dict[str, Any]:
         "images": facts.images,
         "planned_images": facts.planned_images,
         "quarantined": len(facts.quarantined),
-        "damaged": len(facts.damaged),
+        "damaged": len(facts.damage),
         "teacher_accuracy_median": statistics.median(accuracies) if accuracies else None,
         "teacher_accuracy_p1": float(np.percentile(accuracies, 1)) if accuracies else None,
     }
@@ -42,8 +44,10 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
     fd = None if quality is None else quality.figure("fd")
     if fd is not None and fd.floor and fd.value > FAR_FROM_REAL * fd.floor:
         reasons.append(f"FD is {fd.value / fd.floor:,.0f} times its floor")
-    if facts.damaged:
-        return {"word": "Damaged", "tone": "bad", "reasons": [f"{len(facts.damaged)} commits cannot be read"]}
+    if facts.damage:
+        more = len(facts.damage) - MOST_REASONS
+        rest = [f"and {counted(more, 'problem')} more, under Failures"] if more > 0 else []
+        return {"word": "Damaged", "tone": "bad", "reasons": [*facts.damage[:MOST_REASONS], *rest]}
     if facts.rejected is not None:
         return {"word": "Stopped", "tone": "bad", "reasons": [f"the canary failed: {facts.rejected.message}"]}
     if reasons:
@@ -54,7 +58,7 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
     return {
         "word": "Partial",
         "tone": "fair",
-        "reasons": [f"{missing:,} of {facts.planned:,} tasks {'is' if missing == 1 else 'are'} missing"],
+        "reasons": [f"missing: {missing:,} of {counted(facts.planned, 'task')}"],
     }
 
 
@@ -223,7 +227,8 @@ def failures(facts: RunFacts, most: int) -> dict[str, Any]:
         "kinds": kinds,
         "tasks": tasks[:most],
         "left_out": max(0, len(tasks) - most),
-        "damaged": list(facts.damaged),
+        "damaged": list(facts.damage[:most]),
+        "damaged_left_out": max(0, len(facts.damage) - most),
         "made_good": None if facts.failed_attempts is None else len(made_good),
         "made_good_kinds": dict(Counter(attempt.kind for attempt in made_good).most_common()),
         "canary": None if facts.rejected is None else facts.rejected.message,

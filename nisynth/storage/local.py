@@ -154,7 +154,13 @@ class LocalStore:
         """Makes a folder and sees to it that its name, and that of every new parent, is on the disk."""
         chain = [folder, *folder.parents]
         unsure = [p for p in chain if p.is_relative_to(self._root) or not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            there = next((parent for parent in folder.parents if parent.is_dir()), folder.parent)
+            raise StorageError(
+                f"{self._root}: no folder can be made in {there}; name another folder"
+            ) from error
         for path in unsure:
             # Flushed even if another process made it: that one may have died before it did so.
             if path not in self._flushed:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nisynth.batch import REAL_R_BN_IN_Y
 from nisynth.synthesis.inversion.bn_scale import sampling_noise
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution
@@ -21,6 +22,8 @@ MANY_PX = 96
 """Images of N(0, 1), which an inversion nearly begins with, on which the balance of the losses is measured;
 fewer where they have more than 96 pixels a side, so that a CPU needs seconds."""
 
+RECOGNISED = 0.5
+"""Of a batch's images: from here on the gate is what it failed at, no setting of the teacher is wrong."""
 UNSETTLED_CE = 0.25
 """Of ln C, which guessing gives: above it, the images of a batch are not yet of their classes."""
 UNSETTLED_R_BN = 2.0
@@ -40,19 +43,29 @@ def what_to_change(
         return f"check {settings}"
     chance, r_bn = math.log(num_classes), judgement.r_bn_in_y
     ce = curve[-1]["ce"]
-    matched = f"R_BN is {r_bn:.1f} Y (real images: 0.3-0.7)"
+    matched = f"R_BN is {r_bn:.1f} Y (real images: {REAL_R_BN_IN_Y})"
+    iterations = getattr(method, "iterations", "?")
+    if judgement.teacher_accuracy >= RECOGNISED:
+        return (
+            f"most images are recognised (cross-entropy {ce:.2f}, guessing: {chance:.2f}; {matched}), so the"
+            f" gate asks for more than this run gives: lower execution.quality_gate below"
+            f" {judgement.teacher_accuracy:.2f}, or raise method.iterations ({iterations})"
+        )
     if ce < UNSETTLED_CE * chance:
         return (
             f"the loss saw other images than these: its cross-entropy fell to {ce:.2f}, and {matched}; "
             f"check {settings} and output.pixels"
         )
-    never_fell = f"cross-entropy never fell: {curve[0]['ce']:.2f} -> {ce:.2f} (guessing: {chance:.2f})"
+    from_to = f"{curve[0]['ce']:.2f} -> {ce:.2f} (guessing: {chance:.2f})"
     if r_bn > UNSETTLED_R_BN:
         return (
-            f"neither {never_fell.replace(' never fell', '')} nor R_BN fell far enough ({matched}); "
-            f"raise method.iterations ({getattr(method, 'iterations', '?')}), and check {settings}"
+            f"neither cross-entropy, {from_to}, nor R_BN fell far enough ({matched}); "
+            f"raise method.iterations ({iterations}), and check {settings}"
         )
-    return f"{never_fell}, while {matched}; {_less_r_bn(method)}, or raise method.iterations"
+    return (
+        f"cross-entropy did not fall far enough: {from_to}, while {matched}; {_less_r_bn(method)}, or raise"
+        f" method.iterations ({iterations})"
+    )
 
 
 def _less_r_bn(method: Any) -> str:

@@ -224,7 +224,7 @@ def test_several_bad_tasks_are_counted(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_copied_only_on_request_and_finished_later(tmp_path: Path) -> None:
     run = make_run(tmp_path, tasks=[0, 3])
-    with pytest.raises(IncompleteRun, match=r"4 of 6 tasks are not committed; .*--allow-partial"):
+    with pytest.raises(IncompleteRun, match=r"4 of 6 tasks not committed; .*--allow-partial"):
         pull(run.store, str(tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()
     done = pull(run.store, str(tmp_path / "copy"), allow_partial=True)

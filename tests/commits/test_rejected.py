@@ -25,7 +25,10 @@ def failed(tmp_path: Path) -> Run:
 
 
 def test_status_logs_and_preview_show_why(failed: Run, tmp_path: Path) -> None:
-    url, reason = failed.store.url, "under execution.quality_gate 100.0%; cross-entropy never fell"
+    url, reason = (
+        failed.store.url,
+        "under execution.quality_gate 100.0%; cross-entropy did not fall far enough",
+    )
     assert failed.committed() == set()
     assert reason in status(failed).canary
     assert "the canary failed: task 0: the teacher recognises" in nisynth("status", url).stdout

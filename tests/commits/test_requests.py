@@ -86,7 +86,11 @@ def test_sealing_reads_each_commit_once_lists_the_shards_once_and_looks_again_at
 def test_status_lists_each_folder_once(run: Run) -> None:
     commit_all(run)
     counted = counts_of(run, status)
-    assert counted == {"list commits": 1, "list quarantine": 1, "get commits": 32, "get _SUCCESS": 1}
+    listings = {"list commits": 1, "list quarantine": 1, "list data": 1}
+    assert counted == {**listings, "get commits": 32, "get _SUCCESS": 1}
+    seal(run)
+    sealed = {"get commits": 32, "get _SUCCESS": 2, "get manifest.parquet": 1}
+    assert counts_of(run, status) == {**listings, **sealed}
 
 
 class Meeting(Counting):

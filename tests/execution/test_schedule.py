@@ -179,7 +179,7 @@ class TestTime:
 
     def test_no_progress_without_workers_says_so(self):
         scheduler = Scheduler(10, 3, Rules(no_progress_s=100.0))
-        with pytest.raises(Stalled, match="0 of 3 workers are up; has not started"):
+        with pytest.raises(Stalled, match="0 of 3 workers up; has not started"):
             scheduler.check(101.0)
 
     def test_the_guard_waits_for_deadlines_to_do_their_work(self):
@@ -261,7 +261,7 @@ class TestEnds:
     def test_a_commit_beats_a_quarantine_and_no_quarantine_beats_a_commit(self):
         scheduler = make(num_tasks=2)
         scheduler.quarantined([1])
-        with pytest.raises(BudgetExceeded, match=r"1 tasks failed for good, .* allows 0"):
+        with pytest.raises(BudgetExceeded, match=r"1 task failed for good, .* allows 0"):
             scheduler.check(0.0)
         scheduler.committed([1], 0.0)
         scheduler.quarantined([1])

@@ -11,7 +11,7 @@ import yaml
 
 from nisynth.commits import Run
 from nisynth.commits.audit import verify
-from nisynth.errors import PlanMismatch
+from nisynth.errors import PlanMismatch, counted
 from nisynth.storage import open_store
 from tests.tiny import keys, tiny_config
 
@@ -57,7 +57,7 @@ def test_kill_9_at_random_moments_and_rerun(tmp_path: Path) -> None:
     process = start(config, url)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"{TASKS - len(before)} tasks run now" in out
+    assert f"{counted(TASKS - len(before), 'task')} run now" in out
     after = committed(url)
     assert len(after) == TASKS
     assert {key: after[key] for key in before} == before

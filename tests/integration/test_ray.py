@@ -147,7 +147,7 @@ def test_a_task_that_kills_three_workers_is_quarantined_and_the_rest_completes(t
 def test_a_network_that_always_raises_exceeds_the_budget_with_its_traceback(tmp_path: Path) -> None:
     config, url = faulty_config(tmp_path), str(tmp_path / "run")
     tell(tmp_path / "faults", "raise")
-    with pytest.raises(BudgetExceeded, match="1 tasks failed for good"):
+    with pytest.raises(BudgetExceeded, match="1 task failed for good"):
         run(config, url, executor="ray")
     record = Run.open(open_store(url)).read_quarantine(0)
     assert record is not None

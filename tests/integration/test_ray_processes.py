@@ -19,6 +19,7 @@ import yaml
 from nisynth.commits import Run
 from nisynth.commits.audit import verify
 from nisynth.config import RunConfig
+from nisynth.errors import counted
 from nisynth.storage import open_store
 from tests.faulty_teacher import tell
 from tests.processes import actors, alive, descendants, kill_9, listening, wait_until
@@ -102,7 +103,7 @@ def test_kill_9_of_the_driver_and_rerun(tmp_path: Path, start: Start, ray_cluste
     second = start(config, "--address", ray_cluster)
     out, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
-    assert f"{TASKS - len(before)} tasks run now" in out
+    assert f"{counted(TASKS - len(before), 'task')} run now" in out
     after = commits(tmp_path)
     assert {key: after[key] for key in before} == before
     check_whole(tmp_path, TASKS)

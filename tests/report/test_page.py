@@ -12,6 +12,7 @@ import pytest
 from nisynth.commits import Run
 from nisynth.commits.records import commit_key, shard_key
 from nisynth.commits.rejected import reject
+from nisynth.commits.seal import seal
 from nisynth.evaluation.measure import Yardstick
 from nisynth.report.build import build_page
 from nisynth.report.facts import gather, public_name
@@ -89,7 +90,7 @@ def test_nothing_hostile_is_anything_but_text() -> None:
 def test_a_page_tells_no_path_and_no_secret(tmp_path: Path) -> None:
     run = begin(tmp_path)
     commit_all(run)
-    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    text = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
     assert str(tmp_path) not in text
     assert public_name("s3://key:secret@host/bucket/run?token=1") == "s3://host/bucket/run"
     assert public_name("/home/someone/runs/demo/") == "demo"
@@ -98,19 +99,19 @@ def test_a_page_tells_no_path_and_no_secret(tmp_path: Path) -> None:
 
 def test_a_run_without_a_commit_and_one_at_work(tmp_path: Path) -> None:
     run = begin(tmp_path)
-    empty = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    empty = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
     assert ">Partial<" in empty
     assert "No image is committed yet" in empty
     commit_all(run, [1])
-    growing = build_page(str(tmp_path / "run"), Yardstick()).decode()
-    assert "3 of 4 tasks are missing" in growing
+    growing = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
+    assert "missing: 3 of 4 tasks" in growing
     assert "4 images by naturalinversion" in growing
 
 
 def test_what_storage_does_not_know_is_said_to_be_unknown(tmp_path: Path) -> None:
     run = begin(tmp_path)
     commit_all(run)  # commits of an earlier version: no worker, no start
-    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    text = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
     assert "Timeline: not recorded." in text
     assert "made good: not recorded" in text
     assert "Not recorded: no commit holds a loss curve." in text
@@ -121,10 +122,9 @@ def test_a_damaged_commit_is_counted_and_the_rest_shown(tmp_path: Path) -> None:
     commit_all(run)
     run.store.put(commit_key(run.plan.fp12, 2), b"{")
     found = gather(run)
-    assert found.damaged == (2,)
+    assert len(found.damage) == 1
+    assert "not a commit (damaged JSON); `nisynth redo URL --bad`" in found.damage[0]
     assert len(found.tasks) == 3
-    assert b"Commits that cannot be read: 2." in page(damaged=(2,)).render()
-    assert b">Damaged<" in page(damaged=(2,)).render()
 
 
 def test_images_the_teacher_does_not_know_are_doubtful() -> None:
@@ -152,7 +152,7 @@ def test_a_student_has_a_page_and_a_place_on_its_runs(tmp_path: Path) -> None:
     assert 'id="tasks"' in both
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "result.json").write_text(json.dumps(STUDENT))
-    assert b"resnet18 trained on 128" in build_page(str(tmp_path / "student"), Yardstick())
+    assert b"resnet18 trained on 128" in build_page(str(tmp_path / "student"), Yardstick()).html
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_failed_attempts_come_from_what_drivers_wrote_down(tmp_path: Path) -> No
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     run.store.put(f"events/{'0' * 32}.jsonl", text.encode())
-    document: Any = data(build_page(str(tmp_path / "run"), Yardstick()))
+    document: Any = data(build_page(str(tmp_path / "run"), Yardstick()).html)
     assert document["failures"]["made_good"] == 2
     assert document["failures"]["made_good_kinds"] == {"raised": 1, "node_died": 1}
     assert document["cost"]["lost_hours"] == pytest.approx(10 / 3600)
@@ -202,7 +202,7 @@ def test_a_refused_canary_is_shown(tmp_path: Path) -> None:
     run = begin(tmp_path)
     batch = replace(fake_commit(run, 0, str(uuid4())), curve=[{"iteration": 1, "ce": 2.0}])
     reject(run, batch, "task 0: the teacher recognises 1.0%")
-    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+    text = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
     assert ">Stopped<" in text
     assert "The canary failed: task 0: the teacher recognises 1.0%" in text
     assert text.count("data:image/webp") == 4
@@ -236,14 +236,23 @@ def test_a_result_that_no_training_wrote(result: dict[str, Any], tmp_path: Path)
     assert "no result of a training of ours" in ended.stderr
 
 
-def test_a_damaged_shard_is_said_on_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["another", "the same"])
+def test_a_damaged_shard_is_said_on_the_page(size: str, tmp_path: Path) -> None:
     run = begin(tmp_path)
     attempts = commit_all(run)
+    seal(run)
     for task, attempt in attempts.items():
-        run.store.put(shard_key(run.plan.fp12, task, attempt, "parquet"), b"no shard")
-    text = build_page(str(tmp_path / "run"), Yardstick()).decode()
+        key = shard_key(run.plan.fp12, task, attempt, "parquet")
+        run.store.put(key, bytes(run.store.size_bytes(key)) if size == "the same" else b"no shard")
+    built = build_page(str(tmp_path / "run"), Yardstick())
+    text = built.html.decode()
+    assert len(built.damage) == (1 if size == "the same" else 4)
+    assert ">Damaged<" in text
+    assert ">Complete<" not in text
     assert "The images cannot be read: run/data/" in text
     assert str(tmp_path) not in text
+    ended = nisynth("report", tmp_path / "run", "-o", tmp_path / "page.html")
+    assert (ended.returncode, "the run is damaged: run/data/" in ended.stdout) == (1, True)
 
 
 def test_the_quality_of_a_student_is_its_accuracy(tmp_path: Path) -> None:
@@ -260,7 +269,7 @@ def test_a_real_set_gives_figures_pairs_and_a_map(tmp_path: Path) -> None:
     run = begin(tmp_path)
     commit_all(run)
     by = Yardstick(real=real_folder(tmp_path / "real", run.plan.classes))
-    text = build_page(str(tmp_path / "run"), by).decode()
+    text = build_page(str(tmp_path / "run"), by).html.decode()
     assert "precision alone misleads" in text
     assert "Fréchet distance (FD)" in text
     assert text.count("beside real image ") == 16

@@ -181,6 +181,12 @@ def test_a_sweep_leaves_what_a_live_writer_holds(
     assert open_store(str(tmp_path)).get("commits/1") == b"mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_place_where_no_folder_can_be_made_is_named() -> None:
+    with pytest.raises(StorageError, match=r"^/proc/nisynth: no folder can be made in /proc; name another"):
+        open_store("/proc/nisynth").create("plan.json", b"{}")
+
+
 def test_a_writer_whose_locks_nobody_sees_fails_and_may_try_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

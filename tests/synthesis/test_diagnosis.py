@@ -14,7 +14,7 @@ def advice(ce: tuple[float, float], r_bn_in_y: float, **method: object) -> str:
 
 def test_where_r_bn_outweighs_the_labels_it_says_so() -> None:
     found = advice((3.0, 1.9), 0.4, bn_scale="published")
-    assert "cross-entropy never fell: 3.00 -> 1.90 (guessing: 2.30)" in found
+    assert "cross-entropy did not fall far enough: 3.00 -> 1.90 (guessing: 2.30)" in found
     assert "R_BN is 0.4 Y" in found
     assert "set method.bn_scale to teacher" in found
     assert "lower method.bn_weight from 10 to 3.3" in advice((3.0, 1.9), 0.4, bn_scale="teacher")
@@ -28,6 +28,16 @@ def test_where_nothing_fell_it_asks_for_more_iterations() -> None:
 
 def test_where_the_loss_was_content_the_decoding_is_to_blame() -> None:
     assert "output.pixels" in advice((3.0, 0.1), 0.5)
+
+
+def test_where_most_images_are_recognised_the_gate_is_too_strict() -> None:
+    for accuracy, ce in ((0.97, 0.05), (0.6, 1.2)):
+        curve = [{"iteration": 1.0, "ce": 5.9}, {"iteration": 40.0, "ce": ce}]
+        found = what_to_change(curve, Judgement(accuracy, 0.4), 10, NaturalInversionConfig(iterations=40))
+        assert f"lower execution.quality_gate below {accuracy}" in found
+        assert "raise method.iterations (40)" in found
+        assert "the loss saw other images" not in found
+        assert "teacher.mean" not in found
 
 
 def test_a_method_without_a_loss_has_only_the_teacher_to_blame() -> None:
