@@ -147,7 +147,8 @@ def _read(source: str, kind: str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise ConfigError(f"config {source}:{line} {problem}; expected sections such as `run:`") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"config {source}: holds {type(values).__name__}, not sections such as `run:`")
+        held = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ConfigError(f"config {source}: {held}; expected sections such as `run:`")
     return values
 
 

@@ -90,3 +90,10 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_config(path)
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"empty\.yaml: is empty; expected sections such as `run:`"):
+        load_config(path)

@@ -79,7 +79,7 @@ class JobsApi:
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"address {self.address}: no Ray dashboard answers there ({one_line(error)});"
-                " name the head's, as in http://head:8265"
+                " check that the head node runs, that its name resolves here, and its dashboard's port (8265)"
             ) from None
 
     def named(self, name: str) -> list[Job]:
