@@ -28,16 +28,18 @@ def counted_fields(section: Any, resolved: Mapping[str, Any] | None = None) -> d
 
     A field added after the first release, marked `metadata={"added_later": True}`, counts only when it
     leaves what everybody had before it (`"before"` in its metadata, else its default): a new field does not
-    change the identity of an older run or student. resolved: the section as plain JSON types, where the
-    caller has it.
+    change the identity of an older run or student. One marked `metadata={"decides": False}` changes how a
+    result is come by and not the result, and never counts. resolved: the section as plain JSON types, where
+    the caller has it.
     """
-    as_before = {
+    left_out = {
         f.name
         for f in dataclasses.fields(section)
-        if f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default)
+        if not f.metadata.get("decides", True)
+        or (f.metadata.get("added_later") and getattr(section, f.name) == f.metadata.get("before", f.default))
     }
     values = dataclasses.asdict(section) if resolved is None else resolved
-    return {name: value for name, value in values.items() if name not in as_before}
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -19,6 +19,9 @@ DataOption = Annotated[str | None, typer.Option(metavar="URL", help="The run to 
 OutputOption = Annotated[
     str | None, typer.Option(metavar="URL", help="Where the student goes: a folder or s3:// (output).")
 ]
+FollowOption = Annotated[
+    bool | None, typer.Option("--follow", help="Begin while the run still grows; end on all of it (follow).")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(help="Processes, one GPU each (workers); above 1 through Ray Train.")
 ]
@@ -33,6 +36,7 @@ def distill(
     output: OutputOption = None,
     workers: WorkersOption = None,
     allow_partial: PartialOption = None,
+    follow: FollowOption = None,
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
@@ -42,7 +46,13 @@ def distill(
     from nisynth.config import load_consumer_config
     from nisynth.consumers.distill import DistillConfig, distill
 
-    given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
+    given = {
+        "data": data,
+        "output": output,
+        "workers": workers,
+        "allow_partial": allow_partial,
+        "follow": follow,
+    }
     resolved = load_consumer_config(DistillConfig, config, set_, kind="distill", given=given)
     _show(distill(resolved, address=address, say=narrator(quiet)), as_json)
 
@@ -53,6 +63,7 @@ def scratch(
     output: OutputOption = None,
     workers: WorkersOption = None,
     allow_partial: PartialOption = None,
+    follow: FollowOption = None,
     address: AddressOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
@@ -62,7 +73,13 @@ def scratch(
     from nisynth.config import load_consumer_config
     from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
 
-    given = {"data": data, "output": output, "workers": workers, "allow_partial": allow_partial}
+    given = {
+        "data": data,
+        "output": output,
+        "workers": workers,
+        "allow_partial": allow_partial,
+        "follow": follow,
+    }
     resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
     _show(train_from_scratch(resolved, address=address, say=narrator(quiet)), as_json)
 

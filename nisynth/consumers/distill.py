@@ -15,6 +15,7 @@ from nisynth.consumers.student import (
     Job,
     JobConfig,
     base_identity,
+    open_data,
     read_test_set,
     run_job,
     student_network,
@@ -23,7 +24,7 @@ from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
 from nisynth.errors import ConfigError
 from nisynth.images import check_fits
-from nisynth.reader import SyntheticDataset, open_dataset
+from nisynth.reader import SyntheticDataset
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.training import Loss
 from nisynth.training.device import default_device
@@ -81,7 +82,7 @@ def distill(
 
 def prepare(config: DistillConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
-    dataset = open_dataset(config.data, allow_partial=config.allow_partial, rounds=config.rounds)
+    dataset = open_data(config)
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)
     config = replace(config, train=config.train.padded_as(teacher.padding))

@@ -29,6 +29,7 @@ from nisynth.consumers.prune_report import (
     store_report,
     stored_points,
 )
+from nisynth.consumers.streamed import source_of
 from nisynth.consumers.training_log import Say, TrainingLog, silent
 from nisynth.errors import ConfigError
 from nisynth.identity import counted_fields, versions
@@ -40,7 +41,7 @@ from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.teachers.narrow import PRUNED
 from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
-from nisynth.training import Loss, TrainConfig, WholeSet, hard_label_loss, train
+from nisynth.training import Loss, TrainConfig, hard_label_loss, train
 from nisynth.training.checkpoints import Checkpoints
 from nisynth.training.device import default_device, device_name
 
@@ -181,8 +182,8 @@ class _Sweep:
 
     def _fine_tune(self, pruned: nn.Module, ratio: float) -> list[dict[str, float]]:
         config = self.config.train
-        images = self.dataset.load()
-        log = TrainingLog(self.say, config.epochs, min(config.batch_size, len(images)))
+        source = source_of(self.dataset, config, self.teacher.device, self.say)
+        log = TrainingLog(self.say, config.epochs, min(config.batch_size, len(self.dataset)))
 
         def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
             log.on_epoch(record)
@@ -193,7 +194,7 @@ class _Sweep:
             torch.compiler.reset()
         trained = train(
             pruned.requires_grad_(True),
-            WholeSet(images, self.teacher.normalization),
+            source,
             self._loss(),
             config,
             num_classes=self.teacher.num_classes,

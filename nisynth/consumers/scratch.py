@@ -11,6 +11,7 @@ from nisynth.consumers.student import (
     Job,
     JobConfig,
     base_identity,
+    open_data,
     read_test_set,
     run_job,
     student_network,
@@ -18,7 +19,6 @@ from nisynth.consumers.student import (
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
 from nisynth.errors import ConfigError
-from nisynth.reader import open_dataset
 from nisynth.training import TrainConfig, hard_label_loss
 
 
@@ -53,7 +53,7 @@ def train_from_scratch(
 def prepare(config: ScratchConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
     config = replace(config, train=config.train.padded_as(None))
-    dataset = open_dataset(config.data, allow_partial=config.allow_partial, rounds=config.rounds)
+    dataset = open_data(config)
     network = student_network(config, dataset)
     return Job(
         kind="scratch",

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from nisynth.consumers.streamed import source_of
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
 from nisynth.consumers.training_log import Say, TrainingLog
 from nisynth.errors import ConfigError, TeacherError, one_line
@@ -18,7 +19,7 @@ from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
 from nisynth.randomness import torch_seed
-from nisynth.reader import SyntheticDataset
+from nisynth.reader import FollowConfig, SyntheticDataset, open_dataset
 from nisynth.storage import Store, open_store
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.checkpoint import hash_weights, read_checkpoint
@@ -26,13 +27,14 @@ from nisynth.teachers.logits import find_logits
 from nisynth.teachers.operations import first_tensor
 from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
-from nisynth.training import Loss, TrainConfig, WholeSet, train
+from nisynth.training import Loss, TrainConfig, train
 from nisynth.training.checkpoints import Checkpoints
 from nisynth.training.device import default_device, device_name
 from nisynth.training.loop import workers
 
 STUDENT_KEY = "student.safetensors"
 CURVE_KEY = "curve.png"
+FOLLOW_POLL_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class JobConfig:
     checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each where
     the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster that
     adds such nodes on demand. allow_partial: train on what an incomplete run has committed. rounds: of a
-    series, train on its first rounds alone.
+    series, train on its first rounds alone. follow: train on a run while it grows, as soon as it has
+    `follow_min_images`; the steps are those of the whole run, and the last epoch waits for all of it.
     """
 
     data: str = ""
@@ -70,17 +73,24 @@ class JobConfig:
     wait_for_gpus: bool = False
     allow_partial: bool = False
     rounds: int | None = None
+    follow: bool = False
+    follow_min_images: int = 10_000
 
     def __post_init__(self) -> None:
         if not self.data:
             raise ConfigError("data: missing; give the URL of a run, in the config or with --data")
         if not self.output:
             raise ConfigError("output: missing; give a folder or s3:// URL, in the config or with --output")
-        for name in ("evaluate_every", "workers"):
+        for name in ("evaluate_every", "workers", "follow_min_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
         if not self.checkpoint_minutes >= 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
+        if self.follow and (self.allow_partial or self.rounds is not None or self.train.stream == "never"):
+            raise ConfigError(
+                "follow: goes neither with allow_partial and rounds, which fix the images, nor with"
+                " train.stream: never; leave these out"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +139,16 @@ def run_job(
     report = train_student(job, say)
     assert report is not None
     return report
+
+
+def open_data(config: JobConfig) -> SyntheticDataset:
+    """Returns the images that the config names; of a run that is followed, after enough are committed.
+
+    Raises IncompleteRun, PlanMismatch, DataError, StorageError.
+    """
+    least = max(config.follow_min_images, config.train.batch_size)
+    follow = FollowConfig(min_images=least, poll_s=FOLLOW_POLL_S) if config.follow else False
+    return open_dataset(config.data, allow_partial=config.allow_partial, rounds=config.rounds, follow=follow)
 
 
 class Classes(Protocol):
@@ -197,9 +217,11 @@ def base_identity(
     student = counted_fields(config.student)
     if "weights" in student:
         student["weights"] = hash_weights(network)
+    # Which shards a followed run will have is not known yet.
+    content = {"follow": True} if config.follow else {"content_sha256": dataset.content_sha256}
     return {
         "kind": kind,
-        "data": {"fingerprint": dataset.fingerprint, "content_sha256": dataset.content_sha256},
+        "data": {"fingerprint": dataset.fingerprint, **content},
         "student": student,
         "train": counted_fields(config.train),
     }
@@ -213,10 +235,11 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     config, dataset, device = job.config, job.dataset, default_device()
     store = open_store(config.output)
     fp12, classes = dataset.fingerprint[:12], dataset.num_classes
-    say(f"{len(dataset):,} images in {classes} classes of run {fp12}, on {device}")
-    images = dataset.load()
-    num_epochs = config.train.num_epochs(len(dataset))
-    log = TrainingLog(say, num_epochs, min(config.train.batch_size, len(dataset)))
+    so_far = f" of {dataset.num_images_at_end:,}" if dataset.follows else ""
+    say(f"{len(dataset):,}{so_far} images in {classes} classes of run {fp12}, on {device}")
+    source = source_of(dataset, config.train, device, say)
+    num_epochs = config.train.num_epochs(dataset.num_images_at_end)
+    log = TrainingLog(say, num_epochs, min(config.train.batch_size, dataset.num_images_at_end))
 
     def on_epoch(record: Mapping[str, float], network: nn.Module) -> dict[str, float]:
         epoch, figures = int(record["epoch"]), {}
@@ -230,7 +253,7 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     checkpoints = Checkpoints(store, job.identity, every_s=60.0 * config.checkpoint_minutes)
     trained = train(
         job.network,
-        WholeSet(images, dataset.normalization),
+        source,
         job.loss,
         config.train,
         num_classes=dataset.num_classes,
@@ -282,6 +305,7 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
         fingerprint=job.dataset.fingerprint,
         num_images=len(job.dataset),
         complete=job.dataset.complete,
+        passes={str(task): count for task, count in job.dataset.seen.items()} if job.config.follow else None,
         student=job.config.student.arch,
         num_parameters=sum(parameter.numel() for parameter in job.network.parameters()),
         test_accuracy=history[-1].get("test_accuracy"),

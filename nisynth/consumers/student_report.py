@@ -20,7 +20,7 @@ class StudentReport:
     fingerprint, num_images, complete: of the run. history: as it was trained; a test_accuracy in it is on
     the test set of that time, which test_set is no longer when the student was measured anew.
     identity: all that decides the weights. config: as the user gave it. images_per_s: of the process that
-    finished.
+    finished. passes: of a run that was followed, in how many passes over the images each task's were shown.
     """
 
     kind: Kind
@@ -40,6 +40,7 @@ class StudentReport:
     versions: dict[str, str]
     identity: dict[str, Any]
     config: dict[str, Any]
+    passes: dict[str, int] | None = None
     schema_version: int = 1
 
 

@@ -22,10 +22,10 @@ from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.images import LabelledImages, Normalization
 from nisynth.reader.cursor import Cursor, rank_and_world_size
 from nisynth.reader.follow import FollowConfig, Follower
-from nisynth.reader.order import LANES, Batches
+from nisynth.reader.order import LANES, Batches, sequence
 from nisynth.reader.sampler import ElasticBatchSampler
 from nisynth.reader.source import RAM_BYTES, ShardSource
-from nisynth.reader.stream import PREFETCH_BYTES, Stream
+from nisynth.reader.stream import PREFETCH_BYTES, Stream, read_ahead
 from nisynth.reader.view import View, check_rows
 from nisynth.series.run import open_rounds
 from nisynth.storage import open_store
@@ -227,6 +227,31 @@ class SyntheticDataset(Dataset[Any]):
         batches = Batches(len(self), batch_size, *rank_and_world_size(rank, world_size), drop_last)
         return ElasticBatchSampler(cursor, batches)
 
+    def sequence(self, epoch: int, batch_size: int, seed: int = 0) -> Tensor:
+        """Returns the images of an epoch, int64 `(M,)`, batch by batch: what `stream` shows to its ranks.
+
+        Each of W ranks takes the next W-th of every batch. Images that fill no batch are left out.
+        """
+        order = Cursor(self, seed=seed, shuffle=True, window=None, lanes=LANES).order()
+        return torch.from_numpy(sequence(order, epoch, batch_size))
+
+    def read_ahead(self, steps: Sequence[Tensor], *, pinned: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields pixels and labels of the images that each step names, read ahead of the caller.
+
+        pinned: in memory that a CUDA device copies from. Raises DataError, StorageError.
+        """
+        return read_ahead(self.source, self.view, [step.numpy() for step in steps], pinned=pinned)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """What all pixels take in memory."""
+        return 3 * self.input_px**2 * self.num_images_at_end
+
+    @property
+    def num_images_at_end(self) -> int:
+        """How many images there are once the set grows no more: `len`, unless the run is followed."""
+        return self._plan.num_images if self.follows else len(self)
+
     @property
     def follows(self) -> bool:
         """True where the view may still change, or has: a reader's state then names its tasks."""
@@ -245,10 +270,13 @@ class SyntheticDataset(Dataset[Any]):
             if self.complete:
                 return
 
-    def refresh(self, epoch: int) -> None:
-        """Takes up what a followed run has committed, as `epoch` begins."""
+    def refresh(self, epoch: int, *, whole: bool = False) -> None:
+        """Takes up what a followed run has committed, as `epoch` begins; whole: waits for its end.
+
+        Raises IncompleteRun when a run that must be whole makes no progress, DataError, StorageError.
+        """
         if self._follower is not None:
-            self._show(self._follower.view(), self._joined, epoch)
+            self._show(self._follower.view(whole=whole), self._joined, epoch)
         self._epochs_begun = max(self._epochs_begun, epoch + 1)
 
     def return_to(self, joined: Mapping[int, int], epoch: int) -> None:

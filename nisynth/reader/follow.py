@@ -50,14 +50,15 @@ class Follower:
         self._known: dict[int, ManifestRow] = {}
         _, self._world_size = rank_and_world_size(None, None)
 
-    def view(self) -> View:
-        """Returns the view of the next epoch, the same on every rank.
+    def view(self, *, whole: bool = False) -> View:
+        """Returns the view of the next epoch, the same on every rank. whole: wait for the sealed run.
 
-        Raises IncompleteRun when nothing is committed within `stall_s`, ConfigError where several ranks
-        have no torch.distributed to agree by, DataError, StorageError.
+        Raises IncompleteRun when nothing is committed within `stall_s`, or what must be whole does not grow
+        for as long; ConfigError where several ranks have no torch.distributed to agree by, DataError,
+        StorageError.
         """
         if self._world_size == 1:
-            return View(self._look())
+            return View(self._look(whole))
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ConfigError(
                 f"follow: {self._world_size} ranks must agree on the shards of an epoch; call"
@@ -67,7 +68,7 @@ class Follower:
         failure: Exception | None = None
         if torch.distributed.get_rank() == 0:
             try:
-                rows = self._look()
+                rows = self._look(whole)
                 chosen = [([row.task for row in rows], View(rows).content_sha256, self.sealed)]
             except Exception as error:  # the others must hear of it, or wait for ever
                 failure = error
@@ -92,13 +93,14 @@ class Follower:
             )
         return View([self._known[task] for task in tasks])
 
-    def _look(self) -> list[ManifestRow]:
+    def _look(self, whole: bool) -> list[ManifestRow]:
         """Returns the rows of the next view, after waiting for enough of them."""
+        enough = self.run.plan.num_images if whole else self._config.min_images
         clock, moved_s, said = self._config.clock, self._config.clock(), -1
         while True:
             rows = self._committed()
             images = sum(row.rows for row in rows)
-            if self.sealed or images >= min(self._config.min_images, self.run.plan.num_images):
+            if self.sealed or (not whole and images >= min(enough, self.run.plan.num_images)):
                 return rows
             if images != said:
                 moved_s, said = clock(), images
@@ -106,9 +108,14 @@ class Follower:
                     "%s: waiting for images, %s of %s are committed",
                     self.run.store.url,
                     f"{images:,}",
-                    f"{self._config.min_images:,}",
+                    f"{enough:,}",
                 )
             elif clock() - moved_s >= self._config.stall_s:
+                if whole:
+                    raise IncompleteRun(
+                        f"{self.run.store.url}: no commit within {self._config.stall_s:.0f} s, and the run is"
+                        " not complete; resume it, then run this again to go on from the last checkpoint"
+                    )
                 if not rows:
                     raise IncompleteRun(
                         f"{self.run.store.url}: nothing was committed within {self._config.stall_s:.0f} s"

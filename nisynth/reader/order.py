@@ -56,6 +56,19 @@ class Order:
         return EpochOrder(self, epoch)
 
 
+def sequence(order: Order, epoch: int, batch_size: int) -> Int64:
+    """Returns the images of an epoch's full batches, `(M,)`, each batch as `Batches.of_rank` divides it.
+
+    Of W ranks, the first takes the first W-th of every batch, and so on: the same images as from a stream.
+    """
+    shown = order.epoch(epoch)
+    positions = np.arange(order.num_images // batch_size * batch_size, dtype=np.int64)
+    by_lane = np.argsort(
+        positions // batch_size * shown.num_lanes + positions % shown.num_lanes, kind="stable"
+    )
+    return shown.images(positions[by_lane])
+
+
 class EpochOrder:
     """One epoch's sequence: `images(positions)` gives the image at each position 0..N-1."""
 

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -49,7 +49,7 @@ class Stream(IterableDataset[Batch]):
         device: torch.device | str | None = None,
     ) -> None:
         self._cursor, self._batches = cursor, batches
-        self._threads = min(32, 4 * (os.cpu_count() or 1)) if threads is None else threads
+        self._threads = default_threads() if threads is None else threads
         self._prefetch_bytes = prefetch_bytes
         self._pinned = device is not None and torch.device(device).type == "cuda"
         self._said_slow = False
@@ -132,6 +132,26 @@ class Stream(IterableDataset[Batch]):
             )
 
 
+def read_ahead(
+    source: ShardSource, view: View, steps: Sequence[Int64], *, pinned: bool = False
+) -> Iterator[Batch]:
+    """Yields pixels and labels of the images of each step, whose shards are opened ahead of their need.
+
+    Raises DataError, StorageError.
+    """
+    if not steps:
+        return
+    ahead = max(2 * len(steps[0]), PREFETCH_BYTES // (3 * source.run.plan.input_px**2))
+    with _Reading(source, view, enumerate(steps), default_threads(), ahead, pinned) as reading:
+        for _ in steps:
+            yield reading.next_batch()[1]
+
+
+def default_threads() -> int:
+    """Returns how many threads fetch and decode shards."""
+    return min(32, 4 * (os.cpu_count() or 1))
+
+
 class _Steps:
     """The steps that are left of an epoch: for each, the position behind it and this rank's images."""
 
@@ -151,7 +171,13 @@ class _Reading:
     """The threads of one pass: a context that ends them, whatever the caller does."""
 
     def __init__(
-        self, source: ShardSource, view: View, steps: _Steps, threads: int, ahead: int, pinned: bool
+        self,
+        source: ShardSource,
+        view: View,
+        steps: Iterable[tuple[int, Int64]],
+        threads: int,
+        ahead: int,
+        pinned: bool,
     ) -> None:
         self._source, self._view, self._pinned = source, view, pinned
         self._steps, self._ahead = iter(steps), ahead

@@ -24,6 +24,8 @@ class TrainConfig:
     null is how the teacher was trained, as far as its weights file says, else `zero`. A teacher that
     never saw black borders answers worse to them. mixup, cutmix: alpha of the Beta distribution by which
     two images are mixed, by weights or by a box; 0, the default, is none. The teacher answers to the mixture.
+    stream: read the images as they are needed (`always`), or hold the whole set in memory (`never`); `auto`
+    holds a set that takes less than half of the memory that is free. The batches are the same.
     precision: `auto` is bfloat16 on a GPU that has it, else float32; `float32` is the reference,
     deterministic, without TF32. compile: by torch.compile; null is true on a GPU.
     """
@@ -45,6 +47,7 @@ class TrainConfig:
     compile: bool | None = None
     seed: int = 0
     steps: int | None = field(default=None, metadata={"added_later": True})
+    stream: Literal["auto", "always", "never"] = field(default="auto", metadata={"decides": False})
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("crop_pad_px", 0), ("seed", 0)):

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,39 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[Callable[
         return
     with deterministic():
         yield nullcontext
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Returns the memory that is free on a device, or in this process's container, the less of the two.
+
+    Pages of files that are only cached count as free. Where a system tells neither: 4 GB.
+    """
+    found = [free for free in (_free_host_bytes(), _free_container_bytes()) if free is not None]
+    if device.type == "cuda":
+        found.append(torch.cuda.mem_get_info(device)[0])
+    return min(found, default=4 << 30)
+
+
+def _free_host_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+def _free_container_bytes() -> int | None:
+    """Returns what control group version 2 leaves this process, None where it sets no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        parts = dict(
+            line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        )
+        return max(0, limit - used + int(parts["file"]))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def own_randomness(device: torch.device) -> AbstractContextManager[None]:

@@ -2,8 +2,8 @@
 
 The loop knows steps and weights; a source knows images: which of them make up a step, how they are
 augmented, and how far this worker's part of them reaches. Three kinds fit this seam: a whole set that lies
-on the device (`WholeSet`), a stream of a set larger than memory, and a generator that makes its images as
-it goes.
+on the device (`WholeSet`), a set that is read as it is needed (`nisynth.consumers.streamed`), and a generator
+that makes its images as it goes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -61,10 +61,15 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class WholeSet:
-    """A set in memory, moved to the device as one uint8 tensor; each batch is gathered there in one step."""
+    """A set in memory, moved to the device as one uint8 tensor; each batch is gathered there in one step.
+
+    order: (epoch, batch size, seed) -> `(M,)` int64, the images that an epoch's batches show one after the
+    other; by default a permutation of all.
+    """
 
     images: LabelledImages
     normalization: Normalization
+    order: Callable[[int, int, int], Tensor] | None = None
 
     def open(self, config: TrainConfig, place: Place) -> Batches:
         return _WholeSetBatches(self, config, place)
@@ -72,30 +77,25 @@ class WholeSet:
 
 class _WholeSetBatches:
     def __init__(self, source: WholeSet, config: TrainConfig, place: Place) -> None:
-        self._config, self._place = config, place
+        self._config, self._place, self._ordered = config, place, source.order
         self._pixels = source.images.pixels.to(place.device)
         self._labels = source.images.labels.to(place.device)
-        self._normalize = channels_last(source.normalization, place.device)
         self.batch_size = min(config.batch_size, len(self._labels))
-        self.part_size = part_of(self.batch_size, place)
+        part_of(self.batch_size, place)
         self.steps_per_epoch = config.steps_per_epoch(len(self._labels))
         side_px = min(source.images.pixels.shape[2:])
-        if config.padding == "reflect" and config.crop_pad_px >= side_px:
-            raise ConfigError(
-                f"train.crop_pad_px: {config.crop_pad_px} is not below the {side_px} px of the images, as"
-                " train.padding: reflect needs it to be"
-            )
-        self._augmented = config.compiled(place.device)(self._augment)
+        self._augmentation = Augmentation(config, source.normalization, side_px, place.device)
 
     def rest_of_epoch(self, epoch: int, steps_done: int) -> Iterator[tuple[Tensor, Tensor]]:
         config, device = self._config, self._place.device
-        num_images = len(self._labels)
-        draws = draw_epoch(config.seed, epoch, num_images, config.crop_pad_px, config.flip).to(device)
-        mixture = draw_mixture(config.seed, epoch, num_images, config.mixup, config.cutmix)
-        mixture = None if mixture is None else mixture.to(device)
+        drawn = self._augmentation.draw(epoch, len(self._labels))
+        order = drawn.draws.order
+        if self._ordered is not None:
+            order = self._ordered(epoch, self.batch_size, config.seed).to(device)
         for step in range(steps_done, self.steps_per_epoch):
-            places = self._place.rank * self.part_size + torch.arange(self.part_size, device=device)
-            yield self._take(draws, mixture, step * self.batch_size, places)
+            own, partners = places_of(step, self.batch_size, self._place, drawn)
+            chosen = order[torch.cat([own, partners])]
+            yield self._augmentation.batch(drawn, own, partners, self._pixels, chosen, self._labels[chosen])
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -103,25 +103,69 @@ class _WholeSetBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
 
-    def _take(
-        self, draws: EpochDraws, mixture: Mixture | None, begin: int, places: Tensor
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """All that is drawn for an epoch, by place in its order."""
+
+    draws: EpochDraws
+    mixture: Mixture | None
+
+
+def places_of(step: int, batch_size: int, place: Place, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """Returns this worker's places of a step in the epoch's order, and those mixed with them, if any are.
+
+    A partner's place is counted in the batch of all workers, so that their number changes nothing.
+    """
+    part_size = part_of(batch_size, place)
+    places = place.rank * part_size + torch.arange(part_size, device=place.device)
+    partners = places[:0] if drawn.mixture is None else batch_size - 1 - places
+    return step * batch_size + places, step * batch_size + partners
+
+
+class Augmentation:
+    """How the images of a training are cropped, mirrored, normalized and mixed, on a device.
+
+    Raises ConfigError where the images are too small for it.
+    """
+
+    def __init__(
+        self, config: TrainConfig, normalization: Normalization, side_px: int, device: torch.device
+    ) -> None:
+        if config.padding == "reflect" and config.crop_pad_px >= side_px:
+            raise ConfigError(
+                f"train.crop_pad_px: {config.crop_pad_px} is not below the {side_px} px of the images, as"
+                " train.padding: reflect needs it to be"
+            )
+        self._config, self._device = config, device
+        self._normalize = channels_last(normalization, device)
+        self._changed = config.compiled(device)(self._change)
+
+    def draw(self, epoch: int, num_images: int) -> Drawn:
+        """Returns the draws of an epoch over so many images."""
+        config = self._config
+        draws = draw_epoch(config.seed, epoch, num_images, config.crop_pad_px, config.flip)
+        mixture = draw_mixture(config.seed, epoch, num_images, config.mixup, config.cutmix)
+        return Drawn(draws.to(self._device), None if mixture is None else mixture.to(self._device))
+
+    def batch(
+        self, drawn: Drawn, own: Tensor, partners: Tensor, pixels: Tensor, rows: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        images, labels = self._at(draws, begin + places)
-        if mixture is None:
+        """Returns `(b, 3, H, W)` float32 and `(b,)` int64 of the images at the places `own`.
+
+        rows: where in `pixels`, uint8, the images at `own` and then those at `partners` are; labels: theirs.
+        """
+        count, draws = len(own), drawn.draws
+        images = self._changed(pixels, rows[:count], draws.shift_px[own], draws.flip[own])
+        if drawn.mixture is None:
             return images, labels
-        # The partner's place is counted in the batch of all workers, so that their number changes nothing.
-        others, of_others = self._at(draws, begin + self.batch_size - 1 - places)
-        weights = mixture.weights(begin + places, *images.shape[2:])
+        others = self._changed(pixels, rows[count:], draws.shift_px[partners], draws.flip[partners])
+        weights = drawn.mixture.weights(own, *images.shape[2:])
         larger = weights.mean((1, 2, 3)) >= 0.5  # accuracies are told against the label of this one
-        return torch.lerp(others, images, weights), torch.where(larger, labels, of_others)
+        return torch.lerp(others, images, weights), torch.where(larger, labels[:count], labels[count:])
 
-    def _at(self, draws: EpochDraws, places: Tensor) -> tuple[Tensor, Tensor]:
-        order = draws.order[places]
-        return self._augmented(order, draws.shift_px[places], draws.flip[places]), self._labels[order]
-
-    def _augment(self, order: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
-        padding = self._config.padding or "zero"
-        return self._normalize(augment(self._pixels, order, shift_px, flip, padding))
+    def _change(self, pixels: Tensor, rows: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
+        return self._normalize(augment(pixels, rows, shift_px, flip, self._config.padding or "zero"))
 
 
 def part_of(batch_size: int, place: Place) -> int:
