@@ -126,7 +126,6 @@ class ShardSource:
     def _cached(self, row: ManifestRow) -> tuple[Tensor, Tensor] | None:
         assert self._cache is not None
         found = self._cache.get(self._name(row), row.rows, self.run.plan.input_px)
-        self.stats.damaged = self._cache.damaged
         self._count(cache_hits=found is not None)
         return found
 
@@ -170,6 +169,8 @@ class ShardSource:
 
     def _count(self, *, cache_hits: int = 0, fetched_bytes: int = 0, decode_s: float = 0.0) -> None:
         with self._lock:
+            if self._cache is not None:  # read under the lock, or a thread that read it earlier writes it last
+                self.stats.damaged = self._cache.damaged
             self.stats.cache_hits += cache_hits
             self.stats.fetched_bytes += fetched_bytes
             self.stats.decode_s += decode_s
