@@ -169,7 +169,8 @@ class ShardSource:
 
     def _count(self, *, cache_hits: int = 0, fetched_bytes: int = 0, decode_s: float = 0.0) -> None:
         with self._lock:
-            if self._cache is not None:  # read under the lock, or a thread that read it earlier writes it last
+            # Read under the lock too, or the thread that read it first may write it last.
+            if self._cache is not None:
                 self.stats.damaged = self._cache.damaged
             self.stats.cache_hits += cache_hits
             self.stats.fetched_bytes += fetched_bytes
