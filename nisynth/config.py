@@ -19,13 +19,16 @@ from typing import Any, TypeVar, cast, get_args
 import pydantic
 import yaml
 
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, one_line
 from nisynth.execution import ExecutionConfig
+from nisynth.plan import MAX_BATCH, MAX_TASKS
 from nisynth.shards import OutputConfig
 from nisynth.synthesis import METHODS, EngineConfig, Method
 from nisynth.teachers import TeacherConfig
 
 Owner = TypeVar("Owner")
+MAX_DEPTH, MAX_VALUES, MAX_INT_BITS = 50, 100_000, 128
+"""What a config may hold, aliases written out: far more than any needs, far less than a machine's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,13 @@ class TargetConfig:
             raise ConfigError(
                 f"run.batch_size: {self.batch_size} is not at least 2 (BatchNorm needs a batch);"
                 " the paper's is 256"
+            )
+        if self.batch_size > MAX_BATCH:
+            raise ConfigError(f"run.batch_size: {self.batch_size} is above {MAX_BATCH}")
+        if self.num_images > MAX_TASKS * self.batch_size:
+            raise ConfigError(
+                f"run.num_images: {self.num_images} in batches of {self.batch_size} are more than"
+                f" {MAX_TASKS} tasks; raise run.batch_size, or make several runs"
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"run.seed: {self.seed} is not within 0..2^63-1")
@@ -108,6 +118,7 @@ def read_values(
     kind: the folder of configs/ with those that ship. Raises ConfigError.
     """
     values = dict(source) if isinstance(source, Mapping) else _read(str(source), kind)
+    _check_size(values)
     copied: dict[str, Any] = json.loads(json.dumps(values))
     for override in overrides:
         _override(copied, override)
@@ -141,6 +152,8 @@ def _read(source: str, kind: str) -> dict[str, Any]:
         )
     try:
         values = yaml.load(text, Loader=_Loader)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config {source}: {_unreadable(error)}") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where is not None else ""
@@ -152,6 +165,48 @@ def _read(source: str, kind: str) -> dict[str, Any]:
     return values
 
 
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return f"a value cannot be read ({one_line(error)[:120]})"
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as an error's line shows it: the beginning of a long one."""
+    shown = repr(value)
+    return shown if len(shown) <= 120 else f"{shown[:100]}... ({len(shown):,} characters)"
+
+
+def _check_size(values: Any) -> None:
+    """Raises ConfigError for what JSON cannot hold, and for what a few aliases unfold into."""
+    open_, num_values = [iter([("", values)])], 0
+    while open_:
+        name, value = next(open_[-1], (None, None))
+        if name is None:
+            open_.pop()
+            continue
+        num_values += 1
+        if num_values > MAX_VALUES or len(open_) > MAX_DEPTH:
+            most = f"more than {MAX_VALUES:,} values, or deeper than {MAX_DEPTH} levels"
+            raise ConfigError(f"config: holds {most}, its aliases (*name) written out")
+        if isinstance(value, Mapping):
+            open_.append(iter([(_key(key), inner) for key, inner in value.items()]))
+        elif isinstance(value, list | tuple):
+            open_.append(iter([(name, inner) for inner in value]))
+        elif isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+            raise ConfigError(f"{name}: a number of {value.bit_length()} bits is too large for any field")
+        elif value is not None and not isinstance(value, str | int | float | bool):
+            raise ConfigError(
+                f"{name}: {type(value).__name__} is no type of a config; write text or a number"
+            )
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str | int | float | bool | None):
+        raise ConfigError(f"config: the key {_shown(key)} is not a name")
+    return str(key)
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
@@ -159,8 +214,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: write section.key=value, as in run.num_images=1024")
     try:
         value = yaml.load(text, Loader=_Loader)
+        _check_size(value)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {_shown(override)}: {_unreadable(error)}") from None
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
+        raise ConfigError(f"--set {_shown(override)}: the value is not YAML; quote it") from None
     section = values
     for key in keys[:-1]:
         inner = section.setdefault(key, {})
@@ -236,10 +294,10 @@ def _describe(section: str, error: Any) -> str:
     parts = [*([section] if section else []), *error["loc"]]
     place = ".".join(map(str, parts))
     if error["type"] == "missing" and isinstance(parts[-1], int):  # the second of three numbers, say
-        return f"{'.'.join(map(str, parts[:-1]))}: {error['input']!r} has too few values"
+        return f"{'.'.join(map(str, parts[:-1]))}: {_shown(error['input'])} has too few values"
     if error["type"] == "missing":
         return f"{place}: missing"
-    return f"{place}: {error['input']!r}: {error['msg'].removeprefix('Input ')}"
+    return f"{place}: {_shown(error['input'])}: {error['msg'].removeprefix('Input ')}"
 
 
 def check_keys(values: Mapping[str, Any], valid: Mapping[str, Any], prefix: str) -> None:

@@ -1,5 +1,6 @@
 """Config: precedence, exactness of types, and one clear line for every mistake."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,47 @@ def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
     path.write_text("# nothing\n")
     with pytest.raises(ConfigError, match=r"empty\.yaml: is empty; expected sections such as `run:`"):
         load_config(path)
+
+
+TEN = ",".join(["*{0}"] * 10)
+BOMBS = {
+    "aliases": (
+        "a: &a [1, 1]\n" + "".join(f"{n}: &{n} [{TEN.format(m)}]\n" for m, n in pairwise("abcdefghi")),
+        "holds more than 100,000 values",
+    ),
+    "an alias of itself": ("run: &r {seed: *r}", "deeper than 50 levels"),
+    "nesting": ("run: " + "[" * 5000 + "]" * 5000, "nested deeper than 50 levels"),
+    "braces": ("run: " + "{a: " * 60 + "1" + "}" * 60, "deeper than 50 levels"),
+    "bytes": ("run: {seed: !!binary aGk=}", "seed: bytes is no type of a config"),
+    "a set": ("run: !!set {a, b}", "run: set is no type of a config"),
+    "digits": ("run: {seed: " + "9" * 6000 + "}", "a value cannot be read"),
+    "a large integer": ("run: {seed: " + "9" * 400 + "}", "seed: a number of 1329 bits is too large"),
+    "a long word": ("run: {seed: " + "x" * 10**6 + "}", r"run.seed: 'x+... \(1,000,002 characters\)"),
+    "not a number": ("run: {seed: .nan}", "run.seed: nan"),
+    "tasks": ("run: {num_images: 1000000000000, batch_size: 2}", "run.num_images: .* 100000000 tasks"),
+    "batch": ("run: {batch_size: 1000000001, num_images: 5}", "run.batch_size: 1000000001 is above"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_no_machine_can_hold_is_one_short_line(tmp_path: Path, name: str) -> None:
+    text, line = BOMBS[name]
+    path = tmp_path / "run.yaml"
+    path.write_text(f"teacher: {{arch: resnet20}}\n{text}\n")
+    with pytest.raises(ConfigError, match=line) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "&a [*a]", "!!binary aGk="])
+def test_an_override_that_no_machine_can_hold_is_one_short_line(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"teacher": TEACHER}, [f"run.seed={value}"])
+    assert len(str(caught.value)) < 500
+
+
+def test_an_alias_is_still_a_way_to_say_a_thing_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("teacher: {arch: resnet20, mean: &half [0.5, 0.5, 0.5], std: *half}\n")
+    assert load_config(path).teacher.std == (0.5, 0.5, 0.5)
