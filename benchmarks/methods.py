@@ -220,8 +220,15 @@ class Benchmark:
         normalization = self.teacher.normalization
         with self._costs(place):
             loss = distillation_loss(self.teacher, LossConfig())
-            train(network, WholeSet(images, normalization), loss, config, checkpoints=checkpoints)
-        found = accuracy(network, self.test.pixels, self.test.labels, normalization)
+            train(
+                network,
+                WholeSet(images, normalization),
+                loss,
+                config,
+                num_classes=self.teacher.num_classes,
+                checkpoints=checkpoints,
+            )
+        found = accuracy(network, self.test.pixels, self.test.labels, normalization, self.teacher.num_classes)
         data = network_bytes(
             network,
             arch=self.of_teacher["arch"],

@@ -88,7 +88,8 @@ def main() -> None:
     pixels = torch.randint(0, 256, (arguments.images, 3, 32, 32), generator=generator).to(torch.uint8)
     labels = torch.arange(arguments.images) % 10
     network = build_network(arguments.student, 10)
-    train(network, WholeSet(LabelledImages(pixels, labels), NORMALIZATION), loss, config, on_epoch=on_epoch)
+    source = WholeSet(LabelledImages(pixels, labels), NORMALIZATION)
+    train(network, source, loss, config, num_classes=10, on_epoch=on_epoch)
     where = torch.cuda.get_device_name() if on_gpu else "CPU, 1 thread"
     print(f"{arguments.teacher} -> {arguments.student}, batch {arguments.batch}, {where}")
     print(f"{'round':>6} {'loop images/s':>14} {'bare images/s':>14} {'kept':>7}")
