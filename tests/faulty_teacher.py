@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nisynth.synthesis.diagnosis import NOISE_IMAGES
 from nisynth.teachers.probe import BATCH_SIZE as PROBE_BATCH_SIZE
 from tests.tiny import TinyNet
 
@@ -62,8 +63,11 @@ class FaultyNet(TinyNet):
 
 
 def is_of_a_loss(x: Tensor) -> bool:
-    """Tells whether a forward pass of these images is one of the losses."""
-    return x.requires_grad and torch.is_grad_enabled() and len(x) > PROBE_BATCH_SIZE
+    """Tells whether a forward pass of these images is one of the losses of a task.
+
+    A driver's own passes have other sizes: the two images of loading, and the noise that weighs the losses.
+    """
+    return x.requires_grad and torch.is_grad_enabled() and PROBE_BATCH_SIZE < len(x) < NOISE_IMAGES
 
 
 def tell(folder: Path, *faults: str) -> None:
