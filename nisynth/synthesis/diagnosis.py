@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nisynth.batch import REAL_R_BN_IN_Y
+from nisynth.errors import one_line
 from nisynth.synthesis.inversion.bn_scale import sampling_noise
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution
@@ -109,8 +110,12 @@ def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[
 
 
 def balance_line(teacher: Teacher, method: InversionConfig, batch_size: int) -> str:
-    """Returns `balance` in one line."""
-    return "; ".join(f"{name} {value}" for name, value in balance(teacher, method, batch_size).items())
+    """Returns `balance` in one line; raises nothing: a run is not to end for a remark about it."""
+    try:
+        found = balance(teacher, method, batch_size)
+    except Exception as error:  # anyone's network runs in there, and may raise anything
+        return f"how the losses balance cannot be told: {one_line(error)}"
+    return "; ".join(f"{name} {value}" for name, value in found.items())
 
 
 def progress_made(curve: Sequence[Mapping[str, float]], num_classes: int) -> str | None:

@@ -1,7 +1,10 @@
 """A batch that the teacher does not recognise: the term that never fell, and what to change."""
 
+import pytest
+import torch
+
 from nisynth.synthesis import NaturalInversionConfig
-from nisynth.synthesis.diagnosis import balance, what_to_change
+from nisynth.synthesis.diagnosis import balance, balance_line, what_to_change
 from nisynth.synthesis.judgement import Judgement
 from tests.golden.record import tiny_teacher
 
@@ -53,3 +56,17 @@ def test_a_plan_says_how_the_losses_stand_to_each_other() -> None:
     assert scaled["weights"] == "ce 1, r_bn 10, tv 0.006, l2 1.5e-05, bn_scale teacher"
     without = balance(tiny_teacher(), NaturalInversionConfig(bn_weight=0.0), 32)
     assert without["gradient"] == "0% R_BN, 100% cross-entropy, on noise"
+
+
+def test_a_network_that_raises_costs_a_run_no_more_than_the_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = tiny_teacher()
+    said = balance_line(teacher, NaturalInversionConfig(), 32)
+    assert said.startswith("Y ")
+    assert "; gradient " in said
+
+    def broken(x: torch.Tensor) -> None:
+        raise RuntimeError("no memory\nleft")
+
+    monkeypatch.setattr(teacher.network, "forward", broken)
+    found = balance_line(teacher, NaturalInversionConfig(), 32)
+    assert found == "how the losses balance cannot be told: no memory left"
