@@ -65,8 +65,8 @@ def test_a_network_that_raises_costs_a_run_no_more_than_the_remark(monkeypatch: 
     assert "; gradient " in said
 
     def broken(x: torch.Tensor) -> None:
-        raise RuntimeError("no memory\nleft")
+        raise RuntimeError("no memory\nat line 3")
 
     monkeypatch.setattr(teacher.network, "forward", broken)
     found = balance_line(teacher, NaturalInversionConfig(), 32)
-    assert found == "how the losses balance cannot be told: no memory left"
+    assert found == "how the losses balance cannot be told: RuntimeError: no memory"
