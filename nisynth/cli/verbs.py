@@ -36,6 +36,8 @@ VERBS = {
     "report": "report:report",
     "card": "report:card",
     "pull": "storage:pull",
+    "warm": "export:warm",
+    "export": "export:export",
     "logs": "storage:logs",
 }
 """Every verb, in the order of `nisynth --help`, and its function: module of this package, colon, name."""

@@ -176,8 +176,14 @@ class SyntheticDataset(Dataset[Any]):
         return LabelledImages(*found, self.classes, self.url)
 
     def warm(self, on_shard: Callable[[int, int], None] | None = None) -> None:
-        """Fetches and decodes every shard into the cache, where every later reading finds it."""
+        """Fetches and decodes every shard into the cache, where every later reading finds it.
+
+        Raises ConfigError where the cache cannot hold the set, or there is none; StorageError where its disk
+        did not take a shard; DataError.
+        """
+        self.source.check_holds(self.decoded_bytes)
         self._each_shard(lambda number: self.source.read(self.shards[number]), on_shard)
+        self.source.check_took_all()
 
     def stream(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 from nisynth.commits import Run
 from nisynth.commits.fetch import fetch_shard
 from nisynth.commits.seal import ManifestRow
-from nisynth.errors import DataError
+from nisynth.errors import ConfigError, DataError, StorageError
 from nisynth.randomness import Int64
 from nisynth.reader.view import View
 from nisynth.storage.decoded import DecodedCache
@@ -76,6 +76,25 @@ class ShardSource:
         found, in_ram = self._load(row)
         self._hold(row.sha256, found, found[0].nbytes if in_ram else 0)
         return found
+
+    def check_holds(self, decoded_bytes: int) -> None:
+        """Raises ConfigError where the cache is smaller than so many bytes of pixels, or there is none."""
+        cap_bytes = 0 if self._cache is None else self._cache.files.cap_bytes
+        if decoded_bytes > cap_bytes:
+            raise ConfigError(
+                f"cache: the set takes {decoded_bytes / 1e9:,.3f} GB decoded, the cache holds"
+                f" {cap_bytes / 1e9:,.3f} GB (by default half of the free disk, at most 50 GB); name a folder"
+                " on a larger disk, or read without warming"
+            )
+
+    def check_took_all(self) -> None:
+        """Raises StorageError where a shard was read that the cache did not take."""
+        if self._disk_failed:
+            assert self._cache is not None
+            raise StorageError(
+                f"cache {self._cache.files.folder}: did not take every shard (full or read-only); free space"
+                " there, or name another folder"
+            )
 
     def read(self, row: ManifestRow, *, keep: bool = True) -> tuple[Tensor, Tensor]:
         """Returns a copy of a shard's pixels and labels; keep: put it into the cache. Raises as `open`."""

@@ -144,6 +144,12 @@ def test_every_verb_of_a_run_takes_a_series(
     }
     assert command(capsys, "pull", url, tmp_path / "copy")[0] == 0
     assert command(capsys, "gc", url)[1].startswith("0 losing shards")
+    code, out, _ = command(capsys, "export", url, tmp_path / "out", "--format", "npz")
+    assert code == 0
+    assert "19 images as npz, 5 parts" in out
+    code, out, _ = command(capsys, "warm", url, "--cache", tmp_path / "cache")
+    assert code == 0
+    assert "19 images of 5 shards in the cache" in out
 
 
 def test_a_series_in_s3_is_the_series_of_a_folder(
