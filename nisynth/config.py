@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Protocol, TypeVar, cast, get_args
 
 import pydantic
 import yaml
@@ -29,6 +29,15 @@ from nisynth.teachers import TeacherConfig
 Owner = TypeVar("Owner")
 MAX_DEPTH, MAX_VALUES, MAX_INT_BITS = 50, 100_000, 128
 """What a config may hold, aliases written out: far more than any needs, far less than a machine's memory."""
+
+
+class MethodChoice(Protocol):
+    """What a table of methods says of one: its config, and fields of it by preset."""
+
+    @property
+    def config(self) -> type[Any]: ...
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +97,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Raises ConfigError: one line that names the field, the value and what would be right.
     """
-    return _validated(_with_preset(read_values(source, overrides, "")))
+    return _validated(_with_preset(read_values(source, overrides, ""), METHODS))
 
 
 def load_consumer_config(
@@ -98,16 +107,23 @@ def load_consumer_config(
     *,
     kind: str,
     given: Mapping[str, Any] | None = None,
+    methods: "Mapping[str, MethodChoice] | None" = None,
 ) -> Owner:
     """Returns a consumer's config, the frozen dataclass `owner`, as `load_config` does a run's.
 
     kind: the folder of configs/ with those that ship. given: top-level values that beat the file's where
-    they are not None, from options of the command line. Raises ConfigError.
+    they are not None, from options of the command line. methods: what `method.name` chooses from, for an
+    owner whose `method` is a section of its own kind. Raises ConfigError.
     """
     values = read_values(source, overrides, kind)
     values.update({key: value for key, value in (given or {}).items() if value is not None})
     stated = {key: value for key, value in values.items() if value is not None}
-    return cast(Owner, _section("", stated, owner))
+    if methods is None:
+        return cast(Owner, _section("", stated, owner))
+    chosen = _with_preset(stated, methods)
+    method = _section("method", chosen["method"], _method_of(chosen, methods).config)
+    resolved: Any = _section("", chosen, owner)
+    return cast(Owner, dataclasses.replace(resolved, method=method))
 
 
 def read_values(
@@ -230,18 +246,18 @@ def _override(values: dict[str, Any], override: str) -> None:
     section[keys[-1]] = value
 
 
-def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+def _with_preset(values: dict[str, Any], methods: Mapping[str, MethodChoice]) -> dict[str, Any]:
     stated = values.get("method") or {}
     if not isinstance(stated, dict):
         raise ConfigError(f"method: {stated!r} is not a section; write `method: {{name: {stated}}}`")
-    method = {"name": next(iter(METHODS)), **stated}
+    method = {"name": next(iter(methods)), **stated}
     for key in ("name", "preset"):
         if not isinstance(method.get(key, ""), str):
             raise ConfigError(f"method.{key}: {method[key]!r} should be a name")
     preset = method.pop("preset", None)
     if preset is not None:
         name = method["name"]
-        presets = METHODS[name].presets if name in METHODS else {}
+        presets = methods[name].presets if name in methods else {}
         if preset not in presets:
             raise ConfigError(
                 f"method.preset: unknown preset {preset!r} of {name}{_nearest(str(preset), presets)}"
@@ -250,11 +266,16 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "method": method}
 
 
-def _validated(values: dict[str, Any]) -> RunConfig:
+def _method_of(values: Mapping[str, Any], methods: Mapping[str, MethodChoice]) -> MethodChoice:
     name = values["method"]["name"]
-    if name not in METHODS:
-        raise ConfigError(f"method.name: unknown method {name!r}{_nearest(str(name), METHODS)}")
-    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)} | {"method": METHODS[name].config}
+    if name not in methods:
+        raise ConfigError(f"method.name: unknown method {name!r}{_nearest(str(name), methods)}")
+    return methods[name]
+
+
+def _validated(values: dict[str, Any]) -> RunConfig:
+    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)}
+    sections |= {"method": _method_of(values, METHODS).config}
     check_keys(values, sections, "")
     if "teacher" not in values:
         raise ConfigError(

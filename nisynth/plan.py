@@ -38,6 +38,10 @@ class Artefact(Protocol):
     def sha256(self) -> str:
         """Returns the hash of the weights, whatever file carried them."""
 
+    @property
+    def states(self) -> Mapping[str, Any]:
+        """Returns what else of them decides the set, for the plan's `method`; empty for most."""
+
 
 def make_plan(
     config: "RunConfig", teacher_identity: Mapping[str, Any], artefacts: Mapping[str, Artefact] | None = None
@@ -58,7 +62,7 @@ def make_plan(
     for name, artefact in (artefacts or {}).items():
         stated = identity["method"][name]  # a section with the URL as its `weights`, or the URL alone
         hashed = {**stated, "weights": artefact.sha256} if isinstance(stated, dict) else artefact.sha256
-        identity["method"][name] = hashed
+        identity["method"] |= {name: hashed, **artefact.states}
     return Plan(
         {
             "fingerprint": fingerprint(identity),
@@ -124,6 +128,16 @@ class Plan(Sequence[Task]):
         return Normalization(mean=tuple(teacher["mean"]), std=tuple(teacher["std"]))
 
     @property
+    def observes_labels(self) -> bool:
+        """Whether labels are what the teacher says of finished images, not the plan's."""
+        return bool(self.identity["method"].get("labels") == "observed")
+
+    @property
+    def num_real_images(self) -> int:
+        """The real images that the generator which is sampled was fitted to; 0 for data-free methods."""
+        return int((self.identity["method"].get("real_images") or {}).get("num_images", 0))
+
+    @property
     def num_tasks(self) -> int:
         """The number of tasks, which is the number of shards and of commits of a complete run."""
         return -(-self.num_images // self.batch_size)
@@ -133,7 +147,10 @@ class Plan(Sequence[Task]):
         return min(self.batch_size, self.num_images - index * self.batch_size)
 
     def labels(self, index: int) -> Any:
-        """Returns the `(B,)` int64 labels of task `index`: image j of the run has `perm[j mod C]`."""
+        """Returns the `(B,)` int64 labels of task `index`: image j of the run has `perm[j mod C]`.
+
+        Where labels are observed, no image has to have them.
+        """
         first = index * self.batch_size
         return self._permutation[np.arange(first, first + self.batch_size) % self.num_classes]
 
@@ -173,6 +190,8 @@ class Plan(Sequence[Task]):
         numbers = [*teacher["mean"], *teacher["std"], method.get("iterations", 0)]
         if len(numbers) != 7 or not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("teacher.mean, teacher.std or method.iterations")
+        if method.get("labels", "planned") not in ("planned", "observed") or self.num_real_images < 0:
+            raise ValueError("method.labels or method.real_images")
         words = [teacher["arch"], teacher["weights_sha256"], method["name"], *self.classes]
         if len(words) != 3 + self.num_classes or not all(isinstance(word, str) for word in words):
             raise ValueError("teacher or method")

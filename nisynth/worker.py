@@ -26,7 +26,7 @@ from nisynth.shards import encode
 from nisynth.storage import open_store
 from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
 from nisynth.synthesis.diagnosis import what_to_change
-from nisynth.synthesis.judgement import Judgement, judge
+from nisynth.synthesis.judgement import Judgement, class_balance, judge
 from nisynth.teachers import load_teacher
 
 
@@ -159,6 +159,16 @@ class Worker:
 
     def _refused(self, batch: ImageBatch, judgement: Judgement) -> TaskFailure | None:
         gate = self.config.execution.quality_gate
+        if self.plan.observes_labels:
+            balance = class_balance(batch.labels, self.teacher.num_classes)
+            if balance >= gate:
+                return None
+            return TaskFailure(
+                "quality_gate",
+                f"task {batch.task.index}: its observed labels have {balance:.1%} of the entropy of balanced"
+                f" classes, under execution.quality_gate {gate:.1%}; the generator leaves classes out: fit it"
+                " longer or with a higher balance_weight, or lower the gate",
+            )
         if judgement.teacher_accuracy >= gate:
             return None
         cure = what_to_change(batch.curve, judgement, self.teacher.num_classes, self.config.method)
@@ -179,6 +189,8 @@ class Worker:
         started_at: float,
     ) -> Commit:
         figures = {**batch.figures, **judgement._asdict()}
+        if self.plan.observes_labels:
+            figures["class_balance"] = class_balance(batch.labels, self.teacher.num_classes)
         if self.synthesizer.notes:  # what the engine could not do on this machine
             figures["engine_notes"] = list(self.synthesizer.notes)
         timings_s = clock.laps

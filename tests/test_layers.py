@@ -25,7 +25,8 @@ LAYERS = [
     ["config"],
     ["progress"],
     ["worker", "in_memory"],
-    ["execution.schedule", "consumers", "fitting"],
+    ["execution.schedule", "consumers"],
+    ["fitting"],
     ["series.rivals", "series.pull"],
     ["evaluation"],
     [

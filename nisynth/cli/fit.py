@@ -19,13 +19,12 @@ def fit(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fit one generator for all images (one-to-many); run it again to resume. `method: sampling` takes it."""
-    from nisynth.config import load_consumer_config
-    from nisynth.fitting import FitConfig
+    """Fit a generator (one_to_many, dafl, dfad, wgan_gp); run again to resume. `method: sampling` takes it."""
     from nisynth.fitting import fit as carry_out
+    from nisynth.fitting import load_fit_config
     from nisynth.training.device import default_device
 
-    resolved = load_consumer_config(FitConfig, config, set_, kind="fit", given={"output": output})
+    resolved = load_fit_config(config, set_, {"output": output})
     total, say = resolved.method.iterations, narrator(quiet)
 
     def tell(iteration: int, terms: dict[str, float]) -> None:
@@ -37,3 +36,5 @@ def fit(
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return
     out.print(f"generator {report.sha256[:12]} after {report.iterations:,} iterations at {resolved.output}")
+    if report.test_accuracy is not None:
+        out.print(f"student: {report.test_accuracy:.2%} on {report.test_set}")

@@ -10,9 +10,15 @@ def methods() -> None:
 
     The cost is that of an iteration for a ResNet-34 teacher in multiplications; NaturalInversion is 1.
     """
+    from nisynth.fitting import FITS
     from nisynth.synthesis import METHODS
 
     table = Table("method", "cost", "tables", "presets", "what it does", box=None)
     for name, row in METHODS.items():
         table.add_row(name, f"{row.cost:.2f}", row.tables, " ".join(row.presets), row.summary)
     out.print(table)
+    fits = Table("nisynth fit", "tables", "presets", "what it does", box=None)
+    for name, fit in FITS.items():
+        fits.add_row(name, fit.tables, " ".join(fit.presets), fit.summary)
+    out.print()
+    out.print(fits)

@@ -21,7 +21,7 @@ class Extras:
     """What can be added to a card.
 
     quality: rows of (figure, value, measured on). sheet: it lies beside the card. real_images: a sentence
-    that says which were used, and for what.
+    that says which the figures were measured on.
     """
 
     quality: Sequence[tuple[str, str, str]] = ()
@@ -45,16 +45,13 @@ def write_card(
     metadata = _metadata(plan, sum(shard_bytes))
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} | {_cell(on)} |" for name, value, on in rows)
     sheet = f"\n![One class per column, images of shards all over the set]({SHEET})\n" if extras.sheet else ""
-    real = extras.real_images or (
-        "None was used: the images were synthesized from the classifier's weights alone, and no figure here"
-        " is measured on real images."
-    )
+    real = _real_images(plan, extras)
     return f"""---
 {yaml.dump(metadata, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9).rstrip()}
 ---
 # {plan.num_images:,} synthetic images, {size}, {plan.num_classes} classes
 {sheet}
-Synthesized from a pre-trained classifier alone; no image of its training data was read.
+{_origin(plan)}
 
 ## Quality
 
@@ -107,7 +104,7 @@ def _metadata(plan: Plan, num_bytes: int) -> dict[str, Any]:
         "size_categories": [_size_category(plan.num_images)],
         "annotations_creators": ["machine-generated"],
         "source_datasets": ["original"],
-        "tags": ["synthetic", "data-free", "model-inversion"],
+        "tags": ["synthetic"] if plan.num_real_images else ["synthetic", "data-free", "model-inversion"],
     }
     if plan.format != "parquet":
         return {**found, "viewer": False}  # the hub reads no such shards
@@ -128,6 +125,28 @@ def _dataset_info(plan: Plan, num_bytes: int) -> dict[str, Any]:
         "download_size": num_bytes,
         "dataset_size": num_bytes,
     }
+
+
+def _origin(plan: Plan) -> str:
+    labels = " Each label is what the classifier says of the finished image." if plan.observes_labels else ""
+    if plan.num_real_images:
+        return f"Sampled from a generator that was fitted to real images.{labels}"
+    return (
+        f"Synthesized from a pre-trained classifier alone; no image of its training data was read.{labels}"
+    )
+
+
+def _real_images(plan: Plan, extras: Extras) -> str:
+    if plan.num_real_images:
+        sha256 = _cell(plan.identity["method"]["real_images"].get("sha256", ""))
+        used = f"The generator was fitted to {plan.num_real_images:,} real images (sha256 `{sha256}`)."
+        return f"{used} {extras.real_images}".strip()
+    if extras.real_images:
+        return f"None was used to make the set. {extras.real_images}"
+    return (
+        "None was used: the images were synthesized from the classifier's weights alone, and no figure here"
+        " is measured on real images."
+    )
 
 
 def _size_category(count: int) -> str:

@@ -86,7 +86,7 @@ def prepare(config: DistillConfig) -> Job:
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)
     config = replace(config, train=config.train.padded_as(teacher.padding))
-    network = student_network(config, dataset)
+    network = student_network(config.student, dataset, config.train.seed)
     identity = {
         **base_identity(STORED_KIND, config, dataset, network),
         "teacher": {name: value for name, value in teacher.identity.items() if name != "taps"},

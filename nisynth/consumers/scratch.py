@@ -54,7 +54,7 @@ def prepare(config: ScratchConfig) -> Job:
     """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
     config = replace(config, train=config.train.padded_as(None))
     dataset = open_data(config)
-    network = student_network(config, dataset)
+    network = student_network(config.student, dataset, config.train.seed)
     return Job(
         kind="scratch",
         config=config,

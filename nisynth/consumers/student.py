@@ -160,33 +160,33 @@ class Classes(Protocol):
     def input_px(self) -> int: ...
 
 
-def student_network(config: JobConfig, dataset: Classes) -> nn.Module:
-    """Returns the student with its initial weights, drawn from the seed or read from `student.weights`.
+def student_network(student: StudentConfig, images: Classes, seed: int) -> nn.Module:
+    """Returns a student with its initial weights, drawn from the seed or read from `student.weights`.
 
-    Raises ConfigError, TeacherError, StorageError.
+    images: what it is to be trained on: their classes and size. Raises ConfigError, TeacherError, StorageError.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(torch_seed(config.train.seed, "init"))
-        arguments = {"num_classes": dataset.num_classes, **config.student.kwargs}
-        network = build_network(config.student.arch, **arguments)
+        torch.manual_seed(torch_seed(seed, "init"))
+        arguments = {"num_classes": images.num_classes, **student.kwargs}
+        network = build_network(student.arch, **arguments)
     try:
         with torch.no_grad():
-            output = network.eval()(torch.zeros(2, 3, dataset.input_px, dataset.input_px))
+            output = network.eval()(torch.zeros(2, 3, images.input_px, images.input_px))
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(
-            f"student.arch: {config.student.arch!r} fails on {dataset.input_px} px images ({one_line(error)})"
+            f"student.arch: {student.arch!r} fails on {images.input_px} px images ({one_line(error)})"
         ) from error
     try:
-        find_logits(output, 2, dataset.num_classes)
+        find_logits(output, 2, images.num_classes)
     except TeacherError:
         first = first_tensor(output)
         shape = None if first is None else tuple(first.shape)
         raise ConfigError(
-            f"student.arch: {config.student.arch!r} gives logits {shape} for 2 images, but the run has"
-            f" {dataset.num_classes} classes; build it with that many"
+            f"student.arch: {student.arch!r} gives logits {shape} for 2 images, but these have"
+            f" {images.num_classes} classes; build it with that many"
         ) from None
-    if config.student.weights is not None:
-        _load_initial(network, config.student)
+    if student.weights is not None:
+        _load_initial(network, student)
     return network
 
 

@@ -19,6 +19,8 @@ class ExecutionConfig:
     waited for until the cluster has it; 0 is the CPU; none is 1 where the cluster has GPUs when the run
     starts, else 0. max_failed_tasks: quarantined tasks that a run may end with.
     quality_gate: the least accuracy, 0..1, of the teacher on a batch's decoded images.
+        Where labels are observed, which is an accuracy of 1, the least entropy of a batch's classes instead,
+        as a share of that of balanced ones.
     single_writer: only the driver commits, for a store without conditional writes.
     log_every: iterations between two entries of a commit's loss curve.
     """

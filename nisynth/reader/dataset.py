@@ -134,7 +134,9 @@ class SyntheticDataset(Dataset[Any]):
 
     @cached_property
     def targets(self) -> Tensor:
-        """The labels of all images, int64 `(N,)`; no image is read."""
+        """The labels of all images, int64 `(N,)`; no image is read, unless labels were observed."""
+        if self._plan.observes_labels:
+            return torch.cat([self.source.open(row)[1] for row in self.shards])
         rows = [self._plan.labels(row.task)[: row.rows] for row in self.shards]
         return torch.from_numpy(np.concatenate(rows))
 

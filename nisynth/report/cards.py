@@ -49,7 +49,7 @@ def _real_images(quality: Quality) -> str:
     if quality.real is None:
         return ""
     return (
-        f"None was used to make the set. The figures above compare it with {quality.num_real:,} real images"
+        f"The figures above compare the set with {quality.num_real:,} real images"
         f" ({public_name(quality.real)}, split {quality.real_split}); a floor is the same figure with as many"
         " other real images in the place of the synthetic ones."
     )

@@ -6,6 +6,7 @@ compared between networks and batch sizes. Real images that a CIFAR-10 teacher w
 real ones do, which has not made better training data of them.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,21 @@ def judge(teacher: Teacher, pixels: Tensor, labels: Tensor) -> Judgement:
     r_bn = FeatureDistribution(teacher.batch_norms, bn_scale="teacher")
     distance = r_bn([torch.cat(parts) for parts in zip(*of_layers, strict=True)])
     return Judgement(hits / len(labels), float(distance) / REFERENCE.y(len(labels)))
+
+
+def class_balance(labels: Tensor, num_classes: int) -> float:
+    """Returns the entropy of labels `(N,)` as a share, 0..1, of that of balanced classes.
+
+    Miller and Madow's estimate, (classes seen - 1) / 2N above the plain one, and held against ln min(C, N):
+    few labels drawn evenly from many classes count as balanced.
+    """
+    counts = torch.bincount(labels.cpu(), minlength=num_classes).double()
+    seen = counts[counts > 0] / len(labels)
+    most = math.log(min(num_classes, len(labels)))
+    if most == 0:
+        return 1.0
+    entropy = float(-(seen * seen.log()).sum()) + (len(seen) - 1) / (2 * len(labels))
+    return min(1.0, entropy / most)
 
 
 def _mean(norm: torch.nn.BatchNorm2d) -> Tensor:

@@ -6,7 +6,7 @@ file's metadata, with the identity of what was being trained, so that a loop nev
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class TrainState:
     sums: `(3,)` float64 on the device, of the epoch so far and of all workers: loss x images, images
     classified as labelled, images. history: one record per finished epoch. epoch_step: steps taken in the
     epoch that is not finished. source: what the source of the batches needs to resume.
+    others: further optimizers, of a training that has several.
     """
 
     network: nn.Module
@@ -39,6 +40,13 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     epoch_step: int = 0
     source: dict[str, Any] = field(default_factory=dict)
+    others: Sequence[torch.optim.Optimizer] = ()
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Returns every optimizer by what its tensors are stored under."""
+        numbered = {f"optimizer{number}": other for number, other in enumerate(self.others, 2)}
+        return {"optimizer": self.optimizer, **numbered}
 
 
 class Checkpoints:
@@ -101,13 +109,14 @@ def check_identity(ours: Mapping[str, Any], theirs: object, where: str) -> None:
 
 def _encode(state: TrainState, identity: Mapping[str, Any]) -> bytes:
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in state.optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-            elif value is not None:
-                numbers.setdefault(str(index), {})[name] = value
+    numbers: dict[str, dict[str, dict[str, Any]]] = {key: {} for key in state.optimizers}
+    for key, optimizer in state.optimizers.items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{key}.{index}.{name}"] = value
+                elif value is not None:
+                    numbers[key].setdefault(str(index), {})[name] = value
     tensors["sums"] = state.sums
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -116,7 +125,7 @@ def _encode(state: TrainState, identity: Mapping[str, Any]) -> bytes:
         "history": state.history,
         "epoch_step": state.epoch_step,
         "source": state.source,
-        "optimizer": numbers,
+        **numbers,
     }
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(stored, {"nisynth": json.dumps(document)})
@@ -137,12 +146,13 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _restore(state: TrainState, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     weights = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
     state.network.load_state_dict(weights)
-    entries: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in document["optimizer"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            entries.setdefault(int(index), {})[key] = tensor
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
+    for key, optimizer in state.optimizers.items():
+        entries: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in document[key].items()}
+        for name, tensor in tensors.items():
+            if name.startswith(f"{key}."):
+                _, index, entry = name.split(".", 2)
+                entries.setdefault(int(index), {})[entry] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     state.sums.copy_(tensors["sums"])
     state.step = int(document["step"])
     state.history = [dict(record) for record in document["history"]]

@@ -6,25 +6,25 @@ from typing import Any
 import pytest
 import torch
 
-from nisynth.config import load_config, load_consumer_config
+from nisynth.config import load_config
 from nisynth.errors import ConfigError, NisynthError, PlanMismatch
 from nisynth.execution.run import plan_run, run
-from nisynth.fitting import FitConfig, fit
+from nisynth.fitting import FitConfig, fit, load_fit_config
+from nisynth.fitting.one_to_many import OneToManyConfig
 from nisynth.reader import open_dataset
-from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.sampling import load_generator
 from nisynth.teachers import TeacherConfig, load_teacher
 from tests.command_line import nisynth
 
 
 def config(output: Path, **options: Any) -> FitConfig:
-    method = {"iterations": 4, "latent_dim": 16, "pyramid": False, "scaling": False}
+    method = {"iterations": 4, "latent_dim": 16}
     method |= options.pop("method", {})
     fields = {"batch_size": 4, "log_every": 1, "checkpoint_minutes": 0.0, **options}
     return FitConfig(
         output=str(output),
         teacher=TeacherConfig(arch="resnet20"),
-        method=NaturalInversionConfig(**method),
+        method=OneToManyConfig(**method),
         **fields,
     )
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_fitted_is_named(tmp_path: Path, options: dict[str, Any],
 
 
 def test_the_shipped_config_is_sound() -> None:
-    loaded = load_consumer_config(FitConfig, "cifar100_one_to_many", kind="fit", given={"output": "there"})
+    loaded = load_fit_config("cifar100_one_to_many", given={"output": "there"})
     assert (loaded.method.iterations, loaded.method.bn_weight) == (4000, 3.0)
 
 
@@ -145,7 +145,7 @@ def test_a_generator_that_does_not_fit_is_refused_in_one_line(fitted: Path, tmp_
 
 
 def test_the_verb(tmp_path: Path) -> None:
-    tiny = "method={iterations: 2, latent_dim: 8, pyramid: false, scaling: false}"
+    tiny = "method={iterations: 2, latent_dim: 8}"
     words = ("fit", "cifar100_one_to_many", "--output", tmp_path, "--set", "teacher={arch: resnet20}")
     done = nisynth(*words, "--set", tiny, "--set", "batch_size=4")
     assert done.returncode == 0, done.stderr

@@ -95,11 +95,15 @@ def masked_divergence(teacher: Tensor, rival: Tensor, temperature: float = 1.0) 
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """A student in eval mode whose weights take no gradient. sha256: of its weights, as a teacher's."""
+    """A student in eval mode whose weights take no gradient. sha256: of its weights, as a teacher's.
+
+    states: nothing more of it belongs to a run's identity.
+    """
 
     network: nn.Module
     sha256: str
     num_classes: int
+    states: Mapping[str, Any] = field(default_factory=dict)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns `(B, C)` logits of normalized images `(B, 3, H, W)`."""

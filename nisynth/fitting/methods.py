@@ -1,0 +1,82 @@
+"""The table of fits, by the name that `method.name` of a fit's config states."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nisynth.config import load_consumer_config
+from nisynth.fitting import dafl, dfad, one_to_many, wgan_gp
+from nisynth.fitting.fit import FitConfig, FitReport, Fitting, OnStep, fit_with
+from nisynth.synthesis.naturalinversion import config as naturalinversion
+from nisynth.teachers import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRow:
+    """What a fit brings.
+
+    summary: one line for a list. tables: where it stands in the NaturalInversion paper. config: its frozen
+    dataclass, the `method` section. presets: fields of published experiments, by preset. make: constructs it.
+    """
+
+    summary: str
+    tables: str
+    config: type[Any]
+    presets: Mapping[str, Mapping[str, Any]]
+    make: Callable[[FitConfig, Teacher], Fitting]
+
+
+FITS: dict[str, FitRow] = {
+    "one_to_many": FitRow(
+        summary="NaturalInversion's generator, one for all images; labels planned",
+        tables="3",
+        config=one_to_many.OneToManyConfig,
+        presets=naturalinversion.PRESETS,
+        make=one_to_many.OneToMany,
+    ),
+    "dafl": FitRow(
+        summary="a generator of images that the teacher is sure of, with a student; labels observed",
+        tables="1, 2, 5, 9",
+        config=dafl.DAFLConfig,
+        presets=dafl.PRESETS,
+        make=dafl.DAFL,
+    ),
+    "dfad": FitRow(
+        summary="a generator of images on which teacher and student differ, with a student; labels observed",
+        tables="1, 5",
+        config=dfad.DFADConfig,
+        presets=dfad.PRESETS,
+        make=dfad.DFAD,
+    ),
+    "wgan_gp": FitRow(
+        summary="a generator fitted to real images; labels planned where conditional, else observed",
+        tables="2",
+        config=wgan_gp.WGANGPConfig,
+        presets=wgan_gp.PRESETS,
+        make=wgan_gp.WGANGP,
+    ),
+}
+"""Every fit by its name; the first is the default. Adding one is a row here and a file."""
+
+
+def load_fit_config(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> FitConfig:
+    """Returns a fit's config from a file, a shipped config's name or a mapping. Raises ConfigError."""
+    return load_consumer_config(FitConfig, source, overrides, kind="fit", given=given, methods=FITS)
+
+
+def fit(
+    config: FitConfig, *, device: str | torch.device = "cpu", on_step: OnStep | None = None
+) -> FitReport:
+    """Returns the report of a finished fit; run again, it goes on where the last one ended.
+
+    Raises ConfigError (also for a loss that is not finite), TeacherError, PlanMismatch when another config's
+    fit is at the URL, DataError, StorageError.
+    """
+    return fit_with(FITS[config.method.name].make, config, device, on_step)
