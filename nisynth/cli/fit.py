@@ -19,7 +19,7 @@ def fit(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fit a generator (one_to_many, dafl, dfad, wgan_gp); run again to resume. `method: sampling` takes it."""
+    """Fit a generator (one_to_many, dafl, dfad, wgan_gp); run again to resume. `sampling` takes it."""
     from nisynth.fitting import fit as carry_out
     from nisynth.fitting import load_fit_config
     from nisynth.training.device import default_device

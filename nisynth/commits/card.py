@@ -131,9 +131,7 @@ def _origin(plan: Plan) -> str:
     labels = " Each label is what the classifier says of the finished image." if plan.observes_labels else ""
     if plan.num_real_images:
         return f"Sampled from a generator that was fitted to real images.{labels}"
-    return (
-        f"Synthesized from a pre-trained classifier alone; no image of its training data was read.{labels}"
-    )
+    return f"Synthesized from a pre-trained classifier alone; no image of its training data was read.{labels}"
 
 
 def _real_images(plan: Plan, extras: Extras) -> str:

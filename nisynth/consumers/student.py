@@ -163,7 +163,8 @@ class Classes(Protocol):
 def student_network(student: StudentConfig, images: Classes, seed: int) -> nn.Module:
     """Returns a student with its initial weights, drawn from the seed or read from `student.weights`.
 
-    images: what it is to be trained on: their classes and size. Raises ConfigError, TeacherError, StorageError.
+    images: what it is to be trained on: their classes and size. Raises ConfigError, TeacherError,
+    StorageError.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(torch_seed(seed, "init"))

@@ -1,4 +1,6 @@
-"""The critics of WGAN-GP (Gulrajani et al., 2017): no normalization, one number an image, class logits beside."""
+"""The critics of WGAN-GP (Gulrajani et al., 2017): no normalization, one number an image, class logits."""
+
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,9 +60,7 @@ class DCGANCritic(nn.Module):
     def __init__(self, width: int, num_classes: int | None, image_px: int) -> None:
         super().__init__()
         widths = [3, width, 2 * width, 4 * width]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(inner, outer, 5, stride=2) for inner, outer in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 5, stride=2) for inner, outer in pairwise(widths))
         features = widths[-1] * (image_px // 8) ** 2
         self.score = nn.Linear(features, 1)
         self.classes = None if num_classes is None else nn.Linear(features, num_classes)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +57,8 @@ def one_hot_loss(logits: Tensor) -> Tensor:
 def balance_loss(logits: Tensor, base: Literal["10", "e"] = "10") -> Tensor:
     """Returns the negative entropy of the batch's mean probabilities, 0-dim: -log C where balanced."""
     mean = logits.softmax(1).mean(0)
-    return torch.special.xlogy(mean, mean).sum() / (math.log(10) if base == "10" else 1.0)
+    negative: Tensor = torch.special.xlogy(mean, mean).sum()
+    return negative / (math.log(10) if base == "10" else 1.0)
 
 
 def activation_loss(features: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class DAFL(StudentFit):
 
     def _generator_terms(self, images: Tensor) -> dict[str, Tensor]:
         options = self._options
-        with reading(self._sites, "input") if self._sites else nullcontext([]) as features:
+        with reading(self._sites, "input") as features:
             logits = self.teacher.logits(images)
         terms = {
             "one_hot": one_hot_loss(logits),

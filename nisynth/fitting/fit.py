@@ -88,10 +88,14 @@ class Fitting(Protocol):
     generator. identity: what of its inputs decides the weights, beside teacher, method, batch and seed.
     """
 
-    networks: nn.Module
-    optimizers: Sequence[torch.optim.Optimizer]
-    student: nn.Module | None
-    identity: dict[str, Any]
+    @property
+    def networks(self) -> nn.Module: ...
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
+    @property
+    def student(self) -> nn.Module | None: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     def step(self, iteration: int) -> Mapping[str, Tensor]:
         """Takes one iteration, from 0 on, and returns its loss terms, 0-dim."""

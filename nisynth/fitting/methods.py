@@ -71,9 +71,7 @@ def load_fit_config(
     return load_consumer_config(FitConfig, source, overrides, kind="fit", given=given, methods=FITS)
 
 
-def fit(
-    config: FitConfig, *, device: str | torch.device = "cpu", on_step: OnStep | None = None
-) -> FitReport:
+def fit(config: FitConfig, *, device: str | torch.device = "cpu", on_step: OnStep | None = None) -> FitReport:
     """Returns the report of a finished fit; run again, it goes on where the last one ended.
 
     Raises ConfigError (also for a loss that is not finite), TeacherError, PlanMismatch when another config's

@@ -64,7 +64,9 @@ class WGANGPConfig:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise ConfigError("method.data: missing; give the real images to fit to, a Parquet file or folder")
+            raise ConfigError(
+                "method.data: missing; give the real images to fit to, a Parquet file or folder"
+            )
         for name in ("width", "latent_dim", "iterations", "critic_steps", "generator_batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"method.{name}: {getattr(self, name)} is not at least 1")
@@ -85,7 +87,8 @@ def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
     shape = (-1, *[1] * (real.ndim - 1))
     x_hat = (real + share.view(shape) * (fake - real)).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(x_hat).sum(), x_hat, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    return penalty
 
 
 def critic_loss(real: Tensor, fake: Tensor, penalty: Tensor, penalty_weight: float = 10.0) -> Tensor:

@@ -5,7 +5,6 @@ each difference is one field of the config, and the presets name the combination
 """
 
 import math
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -171,5 +170,3 @@ class StudentFit:
             "teacher_accuracy": self.teacher.accuracy(pixels, labels),
             "test_set": self.method.test_set,
         }
-
-

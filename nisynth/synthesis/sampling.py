@@ -59,9 +59,7 @@ class LoadedGenerator:
     states: Mapping[str, Any] = field(default_factory=dict)
 
 
-def generator_bytes(
-    network: FittedGenerator, normalization: Normalization, more: Mapping[str, str]
-) -> bytes:
+def generator_bytes(network: FittedGenerator, normalization: Normalization, more: Mapping[str, str]) -> bytes:
     """Returns a generator as a safetensors file that `load_generator` reads."""
     spec = network.spec
     metadata = {
@@ -127,9 +125,7 @@ def _spec(checkpoint: Checkpoint, teacher: Teacher, field: str) -> GeneratorSpec
         )
     if teacher.input_px % GENERATORS[arch].px_step:
         raise ConfigError(f"{field}: {arch} makes no images of {teacher.input_px} px")
-    return GeneratorSpec(
-        arch=arch, image_px=teacher.input_px, conditional=labels == "planned", **numbers
-    )
+    return GeneratorSpec(arch=arch, image_px=teacher.input_px, conditional=labels == "planned", **numbers)
 
 
 def _states(checkpoint: Checkpoint, field: str) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class UpsamplingGenerator(nn.Module):
-    """z to an image: Linear to a quarter of the side, BatchNorm, then twice (x2 nearest, conv, BN, LeakyReLU).
+    """z to an image: Linear to a quarter of the side, BatchNorm, then twice (x2, conv, BN, LeakyReLU).
 
     widths: channels of the three maps. eps: of the two later BatchNorms; DAFL's published code has .8, which
     it means as momentum. bias: of the first two convolutions. unit: end in a sigmoid, for pixel values / 255
     (DataFree); else in tanh and a BatchNorm without weights, for normalized images (DAFL, DFAD).
-    With 32 px: DAFL's has 8,423,939 parameters (z of 1000), DFAD's 2,329,091 (256), DataFree's 8,776,259 (512).
+    Parameters at 32 px: DAFL's 8,423,939 (z of 1000), DFAD's 2,329,091 (256), DataFree's 8,776,259 (512).
     """
 
     def __init__(

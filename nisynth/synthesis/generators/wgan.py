@@ -26,7 +26,8 @@ class ClassBatchNorm(nn.Module):
         rows = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y
         normalized = self.norm(x.flatten(2) if x.ndim > 2 else x).view_as(x)
         column = (*rows.shape, x.shape[1], *[1] * (x.ndim - 2))
-        return normalized * self.scale[rows].view(column) + self.offset[rows].view(column)
+        out: Tensor = normalized * self.scale[rows].view(column) + self.offset[rows].view(column)
+        return out
 
 
 class UpBlock(nn.Module):
@@ -55,13 +56,14 @@ class ResNetGenerator(nn.Module):
         super().__init__()
         self.width, self.start_px = width, image_px // 2**DOUBLINGS
         self.linear = nn.Linear(latent_dim, width * self.start_px**2)
-        self.blocks = nn.ModuleList(UpBlock(width, num_classes) for _ in range(DOUBLINGS))
+        blocks = [UpBlock(width, num_classes) for _ in range(DOUBLINGS)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = ClassBatchNorm(width, None)
         self.to_rgb = nn.Conv2d(width, 3, 3, padding=1)
-        draw_uniform(self, plain=(self.linear, self.to_rgb, *(block.shortcut for block in self.blocks)))
+        draw_uniform(self, plain=(self.linear, self.to_rgb, *(block.shortcut for block in blocks)))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Returns `(B, 3, H, W)` in -1..1 from z `(B, latent_dim)` and labels `(B,)`, None without classes."""
+        """Returns `(B, 3, H, W)` in -1..1 from z `(B, latent_dim)` and labels `(B,)`, or None."""
         x = self.linear(z).view(len(z), self.width, self.start_px, self.start_px)
         for block in self.blocks:
             x = block(x, y)
@@ -88,7 +90,7 @@ class DCGANGenerator(nn.Module):
         draw_uniform(self, plain=(self.linear,))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Returns `(B, 3, H, W)` in -1..1 from z `(B, latent_dim)` and labels `(B,)`, None without classes."""
+        """Returns `(B, 3, H, W)` in -1..1 from z `(B, latent_dim)` and labels `(B,)`, or None."""
         x = F.relu(self.norm(self.linear(z), y)).view(len(z), self.width, self.start_px, self.start_px)
         for conv, norm in zip(self.convs, [*self.norms, None], strict=True):
             x = conv(x)[:, :, 1:-2, 1:-2]  # "SAME" of the published code: 1 px before, 2 after
