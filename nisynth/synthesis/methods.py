@@ -82,7 +82,7 @@ METHODS: dict[str, MethodRow] = {
     ),
     "sampling": MethodRow(
         summary="a generator that `nisynth fit` left: one forward pass a task",
-        tables="3",
+        tables="1, 2, 3, 5, 9",
         cost=0.0,
         config=SamplingConfig,
         presets={},
