@@ -165,8 +165,9 @@ class StudentFit:
         if self.test is None:
             return {}
         pixels, labels = self.test.pixels, self.test.labels
+        normalization, num_classes = self.teacher.normalization, self.teacher.num_classes
         return {
-            "test_accuracy": accuracy(self.student.eval(), pixels, labels, self.teacher.normalization),
+            "test_accuracy": accuracy(self.student.eval(), pixels, labels, normalization, num_classes),
             "teacher_accuracy": self.teacher.accuracy(pixels, labels),
             "test_set": self.method.test_set,
         }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nisynth.config import RunConfig, check_keys, load_config, load_consumer_config, read_values
 from nisynth.consumers.distill import DistillConfig, LossConfig
-from nisynth.consumers.student import JobConfig, StudentConfig, student_network
+from nisynth.consumers.student import StudentConfig, student_network
 from nisynth.errors import ConfigError
 from nisynth.identity import counted_fields, fingerprint, versions
 from nisynth.plan import make_plan
@@ -77,7 +77,7 @@ class AdaptConfig:
         """Raises ConfigError where the rival's network cannot be built, or cannot learn from the teacher."""
         student = StudentConfig(arch=self.rival.arch, kwargs=self.rival.kwargs)
         try:
-            student_network(JobConfig(data="-", output="-", student=student, train=self.train), teacher)
+            student_network(student, teacher, self.train.seed)
         except ConfigError as error:
             line = str(error).replace("but the run has", "but the teacher has")
             line = line.replace("teacher.arch", "arch").replace("student.arch", "arch")
