@@ -408,7 +408,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "classes of the student",
         {"student": {"kwargs": {"num_classes": 7}}},
-        r"student.arch: .* gives logits \(2, 7\) for 2 images, but the run has 4 classes",
+        r"student.arch: .* gives logits \(2, 7\) for 2 images, but these have 4 classes",
     ),
     (
         "classes of the teacher",

@@ -32,7 +32,7 @@ def test_images_drawn_from_what_the_teacher_remembers_are_about_one_y_away() -> 
     """One layer, remembering uniform pixels: a batch of B pixels is off by what sampling makes of it."""
     from torch import nn
 
-    from nisynth.batch import Normalization
+    from nisynth.images import Normalization
     from nisynth.teachers import Teacher
 
     class OneNorm(nn.Module):
