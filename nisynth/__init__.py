@@ -9,6 +9,8 @@ The public names below are loaded on first use, so that a machine with only torc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nisynth.identity import __version__
+
 if TYPE_CHECKING:
     from nisynth.execution.run import run
     from nisynth.in_memory import synthesize
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from nisynth.series.conductor import adapt
     from nisynth.teachers import load_teacher
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "adapt", "collate", "load_teacher", "open_dataset", "run", "synthesize"]
 
 _HOMES = {

@@ -7,12 +7,12 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+__version__ = "0.1.0"
+
 
 def versions() -> dict[str, str]:
     """Returns the versions of the software that a plan, a commit or a report was made with."""
     import torch
-
-    from nisynth import __version__
 
     return {"nisynth": __version__, "torch": torch.__version__, "python": platform.python_version()}
 

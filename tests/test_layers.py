@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,59 @@ def test_imports_go_one_way(name: str, tree: ast.Module) -> None:
         if target.startswith("nisynth."):
             theirs = rank(target.removeprefix("nisynth."))
             assert theirs is None or theirs <= own, f"{name} imports {target}, which lies above it"
+
+
+def import_graph(trees: list[tuple[str, ast.Module]]) -> dict[str, set[str]]:
+    """Returns what each module of the package imports of it: at its top, in functions, for type checkers.
+
+    A name taken from a package is an import of the module that has it, where there is one, else of the
+    package's own `__init__`. That importing a module also runs the `__init__` of its package does not count.
+    """
+    known = {f"nisynth.{name}" if name else "nisynth" for name, _ in trees}
+    graph: dict[str, set[str]] = {}
+    for name, tree in trees:
+        own = f"nisynth.{name}" if name else "nisynth"
+        found = graph.setdefault(own, set())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                found.update(inside & known if inside <= known else {node.module, *(inside & known)})
+        graph[own] = (found & known) - {own}
+    return graph
+
+
+def cycle_of(graph: dict[str, set[str]]) -> list[str]:
+    """Returns the modules of one import cycle in their order; [] where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither at their top, nor inside functions, nor for type checkers alone."""
+    assert cycle_of(import_graph(modules())) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from nisynth.commits.seal import seal",
+        "def f():\n    from nisynth.commits import seal",
+        "if TYPE_CHECKING:\n    import nisynth.commits.seal",
+    ],
+)
+def test_a_circle_is_found_however_it_is_hidden(back: str) -> None:
+    sources = {
+        "commits": "",
+        "commits.seal": "from nisynth.commits.records import Commit",
+        "commits.records": back,
+    }
+    found = cycle_of(import_graph([(name, ast.parse(source)) for name, source in sources.items()]))
+    assert set(found) == {"nisynth.commits.seal", "nisynth.commits.records"}
 
 
 @pytest.mark.parametrize(("name", "tree"), modules(), ids=lambda v: v if isinstance(v, str) else "")

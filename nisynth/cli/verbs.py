@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from nisynth import __version__
+from nisynth.identity import __version__
 
 VERBS = {
     "plan": "runs:plan",

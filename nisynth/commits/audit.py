@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from nisynth.commits.fetch import check_shard_size, holds, wrong_size
 from nisynth.commits.parallel import READERS, in_parallel
-from nisynth.commits.records import Commit, commit_key, quarantine_key
+from nisynth.commits.records import Commit, ManifestRow, commit_key, quarantine_key
 from nisynth.commits.run import Run
 from nisynth.commits.seal import (
     MANIFEST_KEY,
-    ManifestRow,
     delete_losers,
     encode_manifest,
     read_manifest,

@@ -9,13 +9,10 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nisynth.errors import DataError
 from nisynth.plan import Plan
-
-if TYPE_CHECKING:
-    from nisynth.commits.seal import ManifestRow
 
 SCHEMA_VERSION = 1
 
@@ -161,6 +158,34 @@ def _is_number(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and abs(value) < 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One shard of the finished set: what a consumer needs to fetch and check it."""
+
+    task: int
+    attempt: str
+    shard: str
+    bytes: int
+    rows: int
+    sha256: str
+    seed: int
+    teacher_accuracy: float
+
+    @classmethod
+    def of(cls, commit: Commit) -> "ManifestRow":
+        """Returns what the manifest keeps of a commit."""
+        return cls(
+            task=commit.task,
+            attempt=commit.attempt,
+            shard=commit.shard,
+            bytes=commit.bytes,
+            rows=commit.rows,
+            sha256=commit.sha256,
+            seed=commit.seed,
+            teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
+        )
 
 
 @dataclass(frozen=True)

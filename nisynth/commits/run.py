@@ -7,12 +7,13 @@ completion, an ETag, or a clock; the first commit of a task wins, and every late
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from nisynth.commits.fetch import bad_shard, fetch_document, fetch_shard, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import (
     Commit,
+    ManifestRow,
     Outcome,
     commit_key,
     misfit,
@@ -27,15 +28,12 @@ from nisynth.plan import Plan
 from nisynth.shards import Shard, decode
 from nisynth.storage import AlreadyExists, OutcomeUnknown, Store
 
-if TYPE_CHECKING:
-    from nisynth.commits.seal import ManifestRow
-
 PLAN_KEY = Plan.KEY
 SERIES_KEY = "series.json"
 SUCCESS_KEY = "_SUCCESS"
 TRIES = 5
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
-Record = TypeVar("Record", "Commit", "ManifestRow")
+Record = TypeVar("Record", Commit, ManifestRow)
 _PLAN_CURE = "put the original back, or use another URL"
 
 
@@ -132,7 +130,7 @@ class Run:
         """Returns what the seal over these manifests, one for each of `rounds`, has to be."""
         return manifest_sha256s[0]
 
-    def misfit(self, row: "Commit | ManifestRow") -> str | None:
+    def misfit(self, row: Commit | ManifestRow) -> str | None:
         """Returns why no worker of this set wrote the record of a shard, None when one may have."""
         return misfit(row, self.plan)
 
@@ -235,14 +233,14 @@ class Run:
             record = None
         return record if isinstance(record, dict) else {"failures": [], "damaged": True}
 
-    def read_shard(self, row: "Commit | ManifestRow") -> Shard:
+    def read_shard(self, row: Commit | ManifestRow) -> Shard:
         """Returns the shard that a commit describes: fetched, hashed, decoded and held to the plan.
 
         Raises DataError, naming the shard and the cure; StorageError.
         """
         return self.decode(row, fetch_shard(self.store, row))
 
-    def decode(self, row: "Commit | ManifestRow", data: bytes) -> Shard:
+    def decode(self, row: Commit | ManifestRow, data: bytes) -> Shard:
         """Returns the shard that the bytes hold, whose sha256 was compared with the commit's.
 
         Raises DataError when it is not what the plan says.

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from nisynth.commits.card import write_card
 from nisynth.commits.fetch import MAX_DOCUMENT_BYTES, holds, wrong_size
 from nisynth.commits.parallel import in_parallel
-from nisynth.commits.records import Commit
+from nisynth.commits.records import ManifestRow
 from nisynth.commits.run import SUCCESS_KEY, Run
 from nisynth.errors import DataError, StorageError, one_line
 from nisynth.shards import to_parquet
@@ -34,34 +33,6 @@ _COLUMNS = {
     **dict.fromkeys(("sha256", "seed"), pa.string()),
     "teacher_accuracy": pa.float64(),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestRow:
-    """One shard of the finished set: what a consumer needs to fetch and check it."""
-
-    task: int
-    attempt: str
-    shard: str
-    bytes: int
-    rows: int
-    sha256: str
-    seed: int
-    teacher_accuracy: float
-
-    @classmethod
-    def of(cls, commit: Commit) -> "ManifestRow":
-        """Returns what the manifest keeps of a commit."""
-        return cls(
-            task=commit.task,
-            attempt=commit.attempt,
-            shard=commit.shard,
-            bytes=commit.bytes,
-            rows=commit.rows,
-            sha256=commit.sha256,
-            seed=commit.seed,
-            teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
-        )
 
 
 def seal(run: Run) -> bool:

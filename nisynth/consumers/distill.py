@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nisynth.consumers.job import run_job
 from nisynth.consumers.student import (
     Job,
     JobConfig,
     base_identity,
     open_data,
     read_test_set,
-    run_job,
     student_network,
 )
 from nisynth.consumers.student_report import StudentReport

@@ -7,13 +7,13 @@ nowhere.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from nisynth.consumers.job import run_job
 from nisynth.consumers.student import (
     Job,
     JobConfig,
     base_identity,
     open_data,
     read_test_set,
-    run_job,
     student_network,
 )
 from nisynth.consumers.student_report import StudentReport

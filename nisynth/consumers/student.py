@@ -4,15 +4,15 @@ What is left at the output URL: `result.json` (written last: with it, the job is
 which `nisynth.load_teacher` opens again, `curve.png`, and, until then, `checkpoint.safetensors`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from nisynth.consumers.streamed import source_of
-from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report, stored_report
+from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report
 from nisynth.consumers.training_log import Say, TrainingLog
 from nisynth.errors import ConfigError, TeacherError, one_line
 from nisynth.identity import counted_fields, versions
@@ -95,7 +95,7 @@ class JobConfig:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that has been looked at from all sides and may begin."""
+    """A validated training, ready to start."""
 
     kind: Kind
     config: JobConfig
@@ -105,40 +105,6 @@ class Job:
     identity: dict[str, Any]
     test: LabelledImages | None
     teacher: Teacher | None = None
-
-
-Config = TypeVar("Config", bound=JobConfig)
-
-
-def run_job(
-    prepare: Callable[[Config], Job],
-    config: Config,
-    address: str | None,
-    say: Say,
-    *,
-    on_cluster: bool = False,
-) -> StudentReport:
-    """Returns the report of a job: of one done before, or trained in this process or on Ray's workers.
-
-    on_cluster: a single worker is Ray's, too, since the machine of the driver may have no GPU. A student that
-    is there already is measured anew when the config names another test set than its report.
-    """
-    job = prepare(config)
-    store = open_store(config.output)
-    done = stored_report(store, job.identity)
-    if done is not None:
-        say(f"{config.output}: done already; nothing to train")
-        if job.test is not None and config.test_set != done.test_set:
-            done = _measured_anew(job, store, done)
-            say(f"measured anew on {done.num_test_images:,} real images ({done.test_set})")
-        return done
-    if config.workers > 1 or on_cluster:
-        from nisynth.consumers.ray_train import train_with_ray
-
-        return train_with_ray(prepare, config, job.identity, address, say)
-    report = train_student(job, say)
-    assert report is not None
-    return report
 
 
 def open_data(config: JobConfig) -> SyntheticDataset:
@@ -274,26 +240,8 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     return report
 
 
-def _measured_anew(job: Job, store: Store, done: StudentReport) -> StudentReport:
-    """Returns the report of a stored student with its accuracy on the job's test set, stored in its place."""
-    assert job.test is not None
-    weights = read_checkpoint(f"{store.url}/{STUDENT_KEY}")
-    weights.load_into(job.network, done.student)
-    network = job.network.to(default_device()).eval()
-    test, dataset = job.test, job.dataset
-    report = replace(
-        done,
-        test_accuracy=accuracy(network, test.pixels, test.labels, dataset.normalization, dataset.num_classes),
-        teacher_accuracy=_teacher_accuracy(job),
-        test_set=job.config.test_set,
-        num_test_images=len(job.test),
-        config={**done.config, "test_set": job.config.test_set},
-    )
-    store_report(store, report)
-    return report
-
-
-def _teacher_accuracy(job: Job) -> float | None:
+def teacher_accuracy(job: Job) -> float | None:
+    """Returns the teacher's accuracy on the job's real test set, 0..1; None without either of the two."""
     if job.test is None or job.teacher is None:
         return None
     return job.teacher.accuracy(job.test.pixels, job.test.labels)
@@ -310,7 +258,7 @@ def _report(job: Job, history: list[dict[str, float]], images_per_s: float) -> S
         student=job.config.student.arch,
         num_parameters=sum(parameter.numel() for parameter in job.network.parameters()),
         test_accuracy=history[-1].get("test_accuracy"),
-        teacher_accuracy=_teacher_accuracy(job),
+        teacher_accuracy=teacher_accuracy(job),
         test_set=job.config.test_set,
         num_test_images=0 if job.test is None else len(job.test),
         history=history,

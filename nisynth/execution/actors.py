@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 
-from nisynth import __version__
 from nisynth.commits import Receipt
 from nisynth.config import load_config
 from nisynth.errors import NisynthError, PlanMismatch, TaskFailure
 from nisynth.execution.events import Stepped, WorkerReady
+from nisynth.identity import __version__
 from nisynth.worker import Worker
 
 

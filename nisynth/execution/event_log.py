@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nisynth import __version__
 from nisynth.commits.fetch import fetch_document
 from nisynth.execution.events import (
     AttemptFailed,
@@ -27,6 +26,7 @@ from nisynth.execution.events import (
     WorkerReady,
 )
 from nisynth.execution.ledger import Attempt
+from nisynth.identity import __version__
 from nisynth.storage import Store
 
 WRITE_EVERY_S = 60.0

@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
 
-from nisynth import __version__
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
 from nisynth.errors import LossKind, NisynthError, Stalled, Stopped, StorageError, TaskFailure, counted
@@ -33,6 +32,7 @@ from nisynth.execution.events import (
     WorkerReady,
 )
 from nisynth.execution.ledger import Attempt
+from nisynth.identity import __version__
 
 POLL_S = 1.0
 WAITING_NOTE_S = 30.0

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nisynth.commits import Run
-from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
+from nisynth.commits.records import ManifestRow
+from nisynth.commits.seal import read_commits, read_manifest
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.images import LabelledImages, Normalization
 from nisynth.reader.cursor import Cursor, rank_and_world_size

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from nisynth.commits import Run
-from nisynth.commits.seal import ManifestRow, read_commits, read_manifest
+from nisynth.commits.records import ManifestRow
+from nisynth.commits.seal import read_commits, read_manifest
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.reader.cursor import rank_and_world_size
 from nisynth.reader.view import View, check_rows

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nisynth.commits import Run
 from nisynth.commits.fetch import fetch_shard
-from nisynth.commits.seal import ManifestRow
+from nisynth.commits.records import ManifestRow
 from nisynth.errors import ConfigError, DataError, StorageError
 from nisynth.randomness import Int64
 from nisynth.reader.view import View

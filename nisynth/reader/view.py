@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from nisynth.commits import Run
-from nisynth.commits.seal import ManifestRow
+from nisynth.commits.records import ManifestRow
 from nisynth.errors import DataError
 from nisynth.randomness import Int64
 

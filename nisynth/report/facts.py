@@ -11,8 +11,8 @@ from nisynth.commits import Commit, Run
 from nisynth.commits.audit import known_damage, read_or_why
 from nisynth.commits.logs import TaskLog, quarantine_logs
 from nisynth.commits.parallel import in_parallel
+from nisynth.commits.records import ManifestRow
 from nisynth.commits.rejected import Rejected, read_rejected
-from nisynth.commits.seal import ManifestRow
 from nisynth.errors import DataError
 from nisynth.execution.event_log import read_events
 from nisynth.report.losses import Band, loss_bands, thin

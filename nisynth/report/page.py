@@ -16,9 +16,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from nisynth import __version__
 from nisynth.errors import counted
 from nisynth.evaluation.quality import Quality
+from nisynth.identity import __version__
 from nisynth.progress import format_seconds
 from nisynth.report import sections
 from nisynth.report.charts import loss_charts

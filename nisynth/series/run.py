@@ -13,9 +13,9 @@ from typing import Any
 
 from nisynth.commits.card import write_card
 from nisynth.commits.fetch import fetch_document
-from nisynth.commits.records import Commit
+from nisynth.commits.records import Commit, ManifestRow
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Record, Run, incomplete, parse_plan
-from nisynth.commits.seal import CARD_KEY, ManifestRow, create_same, read_manifest, unseal
+from nisynth.commits.seal import CARD_KEY, create_same, read_manifest, unseal
 from nisynth.errors import ConfigError, DataError, PlanMismatch
 from nisynth.identity import differing_fields
 from nisynth.plan import Plan

@@ -23,8 +23,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional, check_size
 from nisynth.storage.keys import check_key, check_prefix, is_key
+from nisynth.storage.store import (
+    AlreadyExists,
+    NotFound,
+    ObjectInfo,
+    OutcomeUnknown,
+    Unconditional,
+    check_size,
+)
 
 _TEMPORARY = ".tmp"
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Iterator
 
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, check_size
 from nisynth.storage.keys import check_key, check_prefix
+from nisynth.storage.store import AlreadyExists, NotFound, ObjectInfo, check_size
 
 _lock = threading.Lock()
 _objects: dict[str, bytes] = {}

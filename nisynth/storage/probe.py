@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from nisynth.errors import StorageError
-from nisynth.storage import AlreadyExists, Store
+from nisynth.storage.store import AlreadyExists, Store
 
 _WRITERS = 8
 _ROUNDS = 2

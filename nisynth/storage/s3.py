@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nisynth.errors import ConfigError, StorageError
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional
 from nisynth.storage.keys import check_key, check_prefix, is_key
 from nisynth.storage.s3_answers import (
     ForeignAnswer,
@@ -46,6 +45,7 @@ from nisynth.storage.s3_client import (
     make_client,
 )
 from nisynth.storage.s3_errors import Failure, judge
+from nisynth.storage.store import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

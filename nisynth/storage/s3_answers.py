@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from nisynth.errors import DataError
-from nisynth.storage import check_size
+from nisynth.storage.store import check_size
 
 SLOWEST_BYTES_PER_S = 20_000
 """A body that comes more slowly than this, after the wait for an answer, is given up."""

@@ -7,7 +7,7 @@ nobody else may write, which is what `execution.single_writer: true` promises.
 
 from collections.abc import Iterator
 
-from nisynth.storage import AlreadyExists, NotFound, ObjectInfo, Store, Unconditional
+from nisynth.storage.store import AlreadyExists, NotFound, ObjectInfo, Store, Unconditional
 
 
 class SingleWriter:

@@ -10,9 +10,9 @@ import pytest
 
 from nisynth.commits import Run
 from nisynth.commits.records import commit_key, parse_task_key
-from nisynth.errors import DataError, PlanMismatch
+from nisynth.errors import DataError, PlanMismatch, StorageError
 from nisynth.plan import Plan
-from nisynth.storage import OutcomeUnknown, StorageError, Store, open_store
+from nisynth.storage import OutcomeUnknown, Store, open_store
 from nisynth.storage.memory import MemoryStore
 from tests.tiny import commit_all, fake_commit, keys, tiny_plan
 
