@@ -7,7 +7,7 @@ Plan can be made from it again, which is how consumers and `verify` know every l
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, overload
+from typing import Any, ClassVar, Protocol, get_args, overload
 
 import numpy as np
 
@@ -18,10 +18,6 @@ from nisynth.images import Normalization, Pixels
 from nisynth.randomness import hashed_order, key
 from nisynth.shards import Format
 
-if TYPE_CHECKING:  # consumers make plans from documents on machines without pydantic
-    from nisynth.config import RunConfig
-
-
 SCHEMA_VERSION = 1
 NUMERICS_VERSION = 1
 """Raised when the same config gives other images, so that a resumed run never mixes the two."""
@@ -29,6 +25,13 @@ MAX_TASKS = 10**8
 """Keys hold the task in 8 digits."""
 MAX_BATCH = 10**6
 SECTIONS = ("run", "method", "output", "engine")
+
+
+class Resolved(Protocol):
+    """A RunConfig, as far as a plan needs it: consumers plan on machines without pydantic."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the resolved config as plain JSON types."""
 
 
 class Artefact(Protocol):
@@ -44,7 +47,7 @@ class Artefact(Protocol):
 
 
 def make_plan(
-    config: "RunConfig", teacher_identity: Mapping[str, Any], artefacts: Mapping[str, Artefact] | None = None
+    config: Resolved, teacher_identity: Mapping[str, Any], artefacts: Mapping[str, Artefact] | None = None
 ) -> "Plan":
     """Returns the plan of a config for the teacher that `Teacher.identity` describes.
 
