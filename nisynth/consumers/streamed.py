@@ -89,8 +89,9 @@ class _StreamedBatches:
             self._dataset.return_to(unpack(state["view"]), self._number)
 
     def _begin_pass(self, epoch: int, step: int) -> None:
+        # A look that fails begins no pass: what is saved then begins this one again.
+        self._dataset.refresh(self._number + 1, whole=epoch == self._last_epoch)
         self._number, self._first_step = self._number + 1, step
-        self._dataset.refresh(self._number, whole=epoch == self._last_epoch)
 
     def _rest_of_pass(self, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         device, size = self._place.device, self.batch_size

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,6 +43,14 @@ class FollowConfig:
             raise ConfigError(f"poll_s {self.poll_s}, stall_s {self.stall_s}: must be positive")
 
 
+@dataclass
+class _Waiting:
+    """How long a view has been waited for. moved_s: when there were last more images. images: so many."""
+
+    moved_s: float
+    images: int = -1
+
+
 class Follower:
     """Looks at a run when an epoch begins. sealed: the last view is the whole run."""
 
@@ -58,27 +67,45 @@ class Follower:
         for as long; ConfigError where several ranks have no torch.distributed to agree by, DataError,
         StorageError.
         """
-        if self._world_size == 1:
-            return View(self._look(whole))
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if self._world_size > 1 and not (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):
             raise ConfigError(
                 f"follow: {self._world_size} ranks must agree on the shards of an epoch; call"
                 " torch.distributed.init_process_group first, or wait for the run's end"
             )
-        chosen: list[tuple[list[int], str, bool] | None] = [None]
+        waiting = _Waiting(self._config.clock())
+        while True:
+            view = self._agreed(whole, waiting)
+            if view is not None:
+                return view
+            # On every rank: one that waited for rank 0 in a collective would run into the group's timeout.
+            self._config.sleep(self._config.poll_s)
+
+    def _agreed(self, whole: bool, waiting: "_Waiting") -> View | None:
+        """Returns what rank 0 sees now, on every rank; None while there is not enough."""
+        if self._world_size == 1:
+            rows = self._look(whole, waiting)
+            return None if rows is None else View(rows)
+        # Of rank 0: None when it failed, () while there is not enough, or the view.
+        told: list[tuple[Any, ...] | None] = [None]
         failure: Exception | None = None
         if torch.distributed.get_rank() == 0:
             try:
-                rows = self._look(whole)
-                chosen = [([row.task for row in rows], View(rows).content_sha256, self.sealed)]
+                rows = self._look(whole, waiting)
+                told = [
+                    () if rows is None else ([r.task for r in rows], View(rows).content_sha256, self.sealed)
+                ]
             except Exception as error:  # the others must hear of it, or wait for ever
                 failure = error
-        torch.distributed.broadcast_object_list(chosen, src=0)
+        torch.distributed.broadcast_object_list(told, src=0)
         if failure is not None:
             raise failure
-        if chosen[0] is None:
+        if told[0] is None:
             raise IncompleteRun(f"{self.run.store.url}: rank 0 could not look at the run; see its error")
-        tasks, content, self.sealed = chosen[0]
+        if not told[0]:
+            return None
+        tasks, content, self.sealed = told[0]
         view = self.view_of(tasks)
         if view.content_sha256 != content:
             raise DataError(f"{self.run.store.url}: a task was redone while the ranks looked; run again")
@@ -94,42 +121,36 @@ class Follower:
             )
         return View([self._known[task] for task in tasks])
 
-    def _look(self, whole: bool) -> list[ManifestRow]:
-        """Returns the rows of the next view, after waiting for enough of them."""
-        enough = self.run.plan.num_images if whole else self._config.min_images
-        clock, moved_s, said = self._config.clock, self._config.clock(), -1
-        while True:
-            rows = self._committed()
-            images = sum(row.rows for row in rows)
-            if self.sealed or (not whole and images >= min(enough, self.run.plan.num_images)):
-                return rows
-            if images != said:
-                moved_s, said = clock(), images
-                log.warning(
-                    "%s: waiting for images, %s of %s are committed",
-                    self.run.store.url,
-                    f"{images:,}",
-                    f"{enough:,}",
+    def _look(self, whole: bool, waiting: "_Waiting") -> list[ManifestRow] | None:
+        """Returns the rows of the next view; None while there are not enough of them."""
+        config, url, now_s = self._config, self.run.store.url, self._config.clock()
+        enough = self.run.plan.num_images if whole else config.min_images
+        rows = self._committed()
+        images = sum(row.rows for row in rows)
+        if self.sealed or (not whole and images >= min(enough, self.run.plan.num_images)):
+            return rows
+        if images != waiting.images:
+            waiting.moved_s, waiting.images = now_s, images
+            log.warning("%s: waiting for images, %s of %s are committed", url, f"{images:,}", f"{enough:,}")
+        elif now_s - waiting.moved_s >= config.stall_s:
+            if whole:
+                raise IncompleteRun(
+                    f"{url}: no commit within {config.stall_s:.0f} s, and the run is not complete; resume it,"
+                    " then run this again to go on from the last checkpoint"
                 )
-            elif clock() - moved_s >= self._config.stall_s:
-                if whole:
-                    raise IncompleteRun(
-                        f"{self.run.store.url}: no commit within {self._config.stall_s:.0f} s, and the run is"
-                        " not complete; resume it, then run this again to go on from the last checkpoint"
-                    )
-                if not rows:
-                    raise IncompleteRun(
-                        f"{self.run.store.url}: nothing was committed within {self._config.stall_s:.0f} s"
-                        " (stall_s); is the run being executed?"
-                    )
-                log.warning(
-                    "%s: no commit within %.0f s (stall_s); going on with %s images",
-                    self.run.store.url,
-                    self._config.stall_s,
-                    f"{images:,}",
+            if not rows:
+                raise IncompleteRun(
+                    f"{url}: nothing was committed within {config.stall_s:.0f} s (stall_s); is the run being"
+                    " executed?"
                 )
-                return rows
-            self._config.sleep(self._config.poll_s)
+            log.warning(
+                "%s: no commit within %.0f s (stall_s); going on with %s images",
+                url,
+                config.stall_s,
+                f"{images:,}",
+            )
+            return rows
+        return None
 
     def _committed(self) -> list[ManifestRow]:
         """Returns a row for every committed task; reads only the commits that are new."""

@@ -13,6 +13,7 @@ Nothing is read back from the device until an epoch ends.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, DataError, IncompleteRun, StorageError
 from nisynth.randomness import torch_seed
 from nisynth.teachers.logits import logits_of
 from nisynth.training.batch_norm import over_global_batch
@@ -95,14 +96,15 @@ def train(
         first, began_s = state.step, time.perf_counter()
         while state.step < step.total:
             epoch_first, epoch_began_s = state.step, time.perf_counter()
-            for _ in step.rest_of_epoch():
-                if on_step is not None:
-                    on_step(state.step, step.total)
-                # The last step of an epoch, or of all, is saved with the epoch's record, and not without it.
-                ends = state.epoch_step >= batches.steps_per_epoch or state.step == step.total
-                if checkpoints is not None and not ends:
-                    state.source = batches.state_dict()
-                    checkpoints.save_if_due(state)
+            with _saved_if_the_source_fails(state, batches, checkpoints):
+                for _ in step.rest_of_epoch():
+                    if on_step is not None:
+                        on_step(state.step, step.total)
+                    # The last step of an epoch, or of all, is saved with the epoch's record alone.
+                    ends = state.epoch_step >= batches.steps_per_epoch or state.step == step.total
+                    if checkpoints is not None and not ends:
+                        state.source = batches.state_dict()
+                        checkpoints.save_if_due(state)
             record = _close_epoch(state, step.lr, config)
             record["images_per_s"] = step.images_per_s(epoch_first, epoch_began_s)
             network.eval()
@@ -121,6 +123,21 @@ def workers() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def _saved_if_the_source_fails(
+    state: TrainState, batches: Batches, checkpoints: Checkpoints | None
+) -> Iterator[None]:
+    """Keeps the steps that were taken when the next images cannot be had: the error comes after the save."""
+    try:
+        yield
+    except (IncompleteRun, DataError, StorageError):
+        # An epoch whose steps are all taken is saved with its record, and not without it.
+        if checkpoints is not None and state.epoch_step < batches.steps_per_epoch:
+            state.source = batches.state_dict()
+            checkpoints.save(state)
+        raise
 
 
 def _begin(

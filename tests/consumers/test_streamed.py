@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.config import load_consumer_config
-from nisynth.consumers import streamed
+from nisynth.consumers import streamed, student
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.streamed import StreamedSet, source_of
 from nisynth.consumers.training_log import TrainingLog, silent
@@ -182,6 +183,30 @@ def test_a_student_that_follows_resumes_inside_a_view(
             grows(run, patch, finish)
             distill(config(folder, "out", **follows))
     assert_same(weights(tmp_path / "whole", "out"), weights(tmp_path / "killed", "out"))
+
+
+def test_a_student_keeps_every_step_when_the_run_stops_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint is due when the last epoch finds a run that grows no more; what is done is saved."""
+    monkeypatch.setattr(student, "FollowConfig", partial(FollowConfig, stall_s=0, sleep=lambda seconds: None))
+    rest = list(range(5, 13))
+    follows = {"follow": True, "follow_min_images": 24, "checkpoint_minutes": 60}
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run, said = make_run(folder, tasks=[0, 1, 2, 3, 4]), list[str]()
+        with monkeypatch.context() as patch:
+            if name == "whole":
+                grows(run, patch, {16: lambda run=run: (commit_all(run, rest), seal(run))})
+            else:
+                with pytest.raises(IncompleteRun, match="resume it, then run this again to go on"):
+                    distill(config(folder, "out", **follows))
+                commit_all(run, rest)
+                seal(run)
+            distill(config(folder, "out", **follows), say=said.append)
+    assert "continuing from the checkpoint at step 16 of 24" in said
+    assert_same(weights(tmp_path / "whole", "out"), weights(tmp_path / "stopped", "out"))
 
 
 def test_the_last_epoch_waits_for_the_whole_run(tmp_path: Path) -> None:

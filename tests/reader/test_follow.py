@@ -209,6 +209,32 @@ def test_ranks_that_cannot_agree_are_refused(tmp_path: Path, monkeypatch: pytest
         follow(run, tmp_path)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_waits_by_itself_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """A rank that waited in a collective while rank 0 sleeps would run into the group's timeout."""
+    run = make_run(tmp_path, tasks=[0])
+    content = follow(run, tmp_path).content_sha256
+    answers: list[tuple[Any, ...]] = [(), (), ([0], content, False)]
+    told = []
+
+    def broadcast(chosen: list[Any], src: int) -> None:
+        if rank == 1:
+            chosen[0] = answers[len(told)]
+        told.append(chosen[0])
+
+    for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 2}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    # Rank 0 has enough after its second sleep, rank 1 is told so.
+    world = World(lambda: commit_all(run, [1]), lambda: commit_all(run, [2]))
+    images = follow(run, tmp_path, world, min_images=24 if rank == 0 else 8, poll_s=7)
+    assert told[:2] == [(), ()]
+    assert (len(told), world.now_s) == (3, 14)
+    assert tasks(images) == ([0, 1, 2] if rank == 0 else [0])
+
+
 RANK = """
 import sys
 import torch.distributed as dist

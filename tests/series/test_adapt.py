@@ -110,6 +110,24 @@ def test_a_series_opens_as_one_set(world: Path) -> None:
         nisynth.open_dataset(f"{url}/rounds/0000", rounds=1)
 
 
+def test_a_series_is_followed_from_its_first_round_to_its_seal(url: str) -> None:
+    """Of three rounds, the second is sealed and the third begun while a reader follows."""
+    whole = nisynth.open_dataset(url).targets.tolist()
+    last, seal = Path(url, "rounds/0002"), Path(url, SUCCESS_KEY)
+    kept = last.rename(last.with_name("later"))
+    seal_text = seal.read_text()
+    seal.unlink()
+    images = nisynth.open_dataset(url, follow=True)
+    stream = images.stream(4, drop_last=False)
+    shown = [sum(len(labels) for _, labels in stream)]
+    assert (images.complete, images.targets.tolist()) == (False, whole[: shown[0]])
+    kept.rename(last)
+    seal.write_text(seal_text)
+    shown.append(sum(len(labels) for _, labels in stream))
+    assert (shown, images.complete) == ([16, 19], True)
+    assert images.targets.tolist() == whole
+
+
 def test_hugging_face_datasets_opens_a_series_by_its_card(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
