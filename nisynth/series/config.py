@@ -79,7 +79,7 @@ class AdaptConfig:
         try:
             student_network(student, teacher, self.train.seed)
         except ConfigError as error:
-            line = str(error).replace("but the run has", "but the teacher has")
+            line = str(error).replace("but these have", "but the teacher has")
             line = line.replace("teacher.arch", "arch").replace("student.arch", "arch")
             raise ConfigError(
                 f"method.rival.{line}" if line.startswith("arch") else line
