@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.servers import free_port
+from tests.servers import free_ports
 
 START_LIMIT_S = 120.0
 _BIN = Path(sys.executable).parent
@@ -76,20 +76,30 @@ class RayHead:
 
 
 def start_head(environment: dict[str, str]) -> RayHead:
-    """Returns a running head with 4 CPUs. Raises RuntimeError."""
+    """Returns a running head with 4 CPUs. Raises RuntimeError.
+
+    A port that was free may be another's by the time the head wants it; then it starts again with others.
+    """
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):
+            return _start_head(environment)
+    return _start_head(environment)
+
+
+def _start_head(environment: dict[str, str]) -> RayHead:
     # Unix sockets below it must have short names, so not pytest's folder.
     folder = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
-    port = free_port()
+    head_port, port, client_port, listen_port, grpc_port, scaler_port, metric_port = free_ports(7)
     options = {
         "node-ip-address": "127.0.0.1",
-        "port": free_port(),
+        "port": head_port,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": port,
-        "ray-client-server-port": free_port(),
-        "dashboard-agent-listen-port": free_port(),
-        "dashboard-agent-grpc-port": free_port(),
+        "ray-client-server-port": client_port,
+        "dashboard-agent-listen-port": listen_port,
+        "dashboard-agent-grpc-port": grpc_port,
         "num-cpus": 4,
         "object-store-memory": 100 * 2**20,
     }
@@ -104,8 +114,8 @@ def start_head(environment: dict[str, str]) -> RayHead:
         "RAY_prestart_worker_first_driver": "0",
         # Only so does every part of Ray listen on the loopback address alone.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "AUTOSCALER_METRIC_PORT": str(free_port()),
-        "DASHBOARD_METRIC_PORT": str(free_port()),
+        "AUTOSCALER_METRIC_PORT": str(scaler_port),
+        "DASHBOARD_METRIC_PORT": str(metric_port),
     }
     with open(folder / "head.log", "wb") as log:
         process = subprocess.Popen(
@@ -131,8 +141,8 @@ def _wait_until_ready(head: RayHead) -> None:
         try:
             head.get("/api/jobs/")
             return
-        except OSError as error:
-            ended = head.process.poll() is not None
+        except (OSError, ValueError) as error:  # a ValueError: what listens there is not the dashboard
+            ended = isinstance(error, ValueError) or head.process.poll() is not None
             if ended or time.monotonic() > deadline:
                 log = (head.folder / "head.log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"the head is not ready: {error}: {log}") from error

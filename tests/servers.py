@@ -166,7 +166,12 @@ def start_weed(
     """
     shutil.rmtree(folder, ignore_errors=True)
     for attempt in range(3):
-        server = WeedServer(folder, _free_ports(), certificate=certificate, address=address)
+        server = WeedServer(
+            folder,
+            dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True)),
+            certificate=certificate,
+            address=address,
+        )
         try:
             server.start()
         except RuntimeError:
@@ -221,11 +226,12 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_ports() -> dict[str, int]:
+def free_ports(count: int) -> list[int]:
+    """Returns as many different ports as `free_port` gives."""
     ports: set[int] = set()
-    while len(ports) < len(_PORTS):
+    while len(ports) < count:
         ports.add(free_port())
-    return dict(zip(_PORTS, ports, strict=True))
+    return list(ports)
 
 
 def _identities() -> dict[str, object]:
