@@ -58,6 +58,10 @@ class ImageBatch:
         if not bool(torch.isfinite(self.images).all()):
             raise ValueError("images hold values that are not finite")
 
+    def __repr__(self) -> str:
+        height_px, width_px = self.images.shape[2:]
+        return f"ImageBatch(task {self.task.index}: {len(self.labels):,} images, {width_px}x{height_px})"
+
     @property
     def committed_part(self) -> tuple["Tensor", "Tensor"]:
         """The images and labels that the shard holds: the first `task.rows` of the batch."""

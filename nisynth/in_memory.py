@@ -81,6 +81,10 @@ class Probe:
     on_its_way: bool
     verdict: str
 
+    def __repr__(self) -> str:
+        ran = f"{self.iterations:,} of {self.planned:,} iterations"
+        return f"Probe({len(self.labels)} images, {ran}: {self.verdict})"
+
 
 def probe(
     config: RunConfig, seconds: float = 60.0, *, say: Callable[[str], None] = lambda line: None

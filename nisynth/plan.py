@@ -104,6 +104,9 @@ class Plan(Sequence[Task]):
         if fingerprint(self.identity) != self.fingerprint:
             raise DataError(f"{self.KEY}: its fingerprint does not match its content; it was changed by hand")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.fp12}: {self.num_tasks:,} tasks, {self.num_images:,} images)"
+
     @property
     def fp12(self) -> str:
         """The 12 hex digits of the fingerprint that begin every key of the run."""

@@ -28,7 +28,7 @@ LAYERS = [
     ["worker", "in_memory"],
     ["execution.schedule", "consumers"],
     ["fitting"],
-    ["series.rivals", "series.pull"],
+    ["series.rivals", "series.pull", "series.by_url"],
     ["evaluation"],
     [
         "report.facts",
@@ -192,19 +192,3 @@ def test_a_machine_with_only_torch_can_import(module: str) -> None:
         f"import {module}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_public_names_are_these() -> None:
-    import nisynth
-
-    assert nisynth.__all__ == [
-        "__version__",
-        "adapt",
-        "collate",
-        "load_teacher",
-        "open_dataset",
-        "run",
-        "synthesize",
-    ]
-    for name in nisynth.__all__:
-        assert getattr(nisynth, name)

@@ -16,7 +16,8 @@ from nisynth.commits.status import status as read_status
 from nisynth.errors import ConfigError, DataError, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
-from nisynth.series.run import Series, open_run
+from nisynth.series.by_url import verify as judge
+from nisynth.series.run import open_run
 from nisynth.storage import open_store
 
 if TYPE_CHECKING:
@@ -172,11 +173,7 @@ def verify(
     """
     run = open_run(url)
     with shards_shown(quiet) as show:
-        verdict = audit.verify(run, deep, show)
-    if isinstance(run, Series):
-        from nisynth.series.rivals import judge_rivals
-
-        verdict = dataclasses.replace(verdict, problems=(*verdict.problems, *judge_rivals(run)))
+        verdict = judge(run, deep, show)
     if as_json:
         problems = [dataclasses.asdict(problem) for problem in verdict.problems]
         document = {"planned": run.plan.num_tasks, "checked": verdict.checked, "complete": verdict.complete}

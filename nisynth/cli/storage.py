@@ -15,13 +15,13 @@ from nisynth.cli.output import out, shards_shown
 from nisynth.commits import Commit
 from nisynth.commits.logs import Failed, TaskLog, quarantine_logs, task_log
 from nisynth.commits.pull import WORKERS
-from nisynth.commits.pull import pull as pull_run
 from nisynth.commits.rejected import read_rejected
 from nisynth.errors import ConfigError, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.progress.rates import format_failure
-from nisynth.series.run import Series, open_run
+from nisynth.series.by_url import pull as pull_run
+from nisynth.series.run import open_run
 
 NOTHING_RECORDED = Failed("unknown", "no failure is recorded")
 CURVE_POINTS = 12
@@ -50,14 +50,7 @@ def pull(
     began_s = time.monotonic()
     source = open_run(url)
     with shards_shown(quiet) as show:
-        if isinstance(source, Series):
-            from nisynth.series.pull import pull_series
-
-            done = pull_series(source, folder, workers=workers, allow_partial=allow_partial, on_checked=show)
-        else:
-            done = pull_run(
-                source.store, folder, workers=workers, allow_partial=allow_partial, on_checked=show
-            )
+        done = pull_run(source, folder, workers=workers, allow_partial=allow_partial, on_checked=show)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(done)), ensure_ascii=True)
     else:

@@ -15,7 +15,7 @@ from nisynth.commits.seal import (
     read_manifest,
     unseal,
 )
-from nisynth.errors import DataError
+from nisynth.errors import DataError, counted
 from nisynth.storage import NotFound
 
 DEEP_READERS = 4
@@ -40,6 +40,11 @@ class Verdict:
     checked: int
     problems: tuple[Problem, ...]
     complete: bool = False
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        problems = counted(len(self.problems), "problem")
+        return f"Verdict({counted(self.checked, 'task')} judged, {problems}, {state})"
 
     @property
     def bad_tasks(self) -> list[int]:

@@ -48,6 +48,9 @@ class Run:
         self.store = store
         self.plan = plan
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.store.url!r}: {self.plan!r})"
+
     @property
     def rounds(self) -> "tuple[Run, ...]":
         """The runs that this set consists of, as far as they are begun."""

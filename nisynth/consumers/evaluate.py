@@ -46,6 +46,9 @@ class Evaluation:
     confusion: list[list[int]]
     against: Comparison | None = None
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.network}: {self.accuracy:.2%} on {self.measured_on})"
+
     @property
     def measured_on(self) -> str:
         """What every figure here was measured on, for people."""

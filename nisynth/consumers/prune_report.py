@@ -56,6 +56,10 @@ class PruneReport:
     config: dict[str, Any]
     schema_version: int = 1
 
+    def __repr__(self) -> str:
+        points = ", ".join(f"{point.ratio:g}: {point.accuracy_fine_tuned:.2%}" for point in self.points)
+        return f"PruneReport({self.output!r}: {self.teacher}, {self.accuracy:.2%} unpruned, {points})"
+
 
 def point_name(ratio: float) -> str:
     """Returns how a ratio's files begin: `pruned-50`, `pruned-62.5`."""

@@ -43,6 +43,10 @@ class StudentReport:
     passes: dict[str, int] | None = None
     schema_version: int = 1
 
+    def __repr__(self) -> str:
+        accuracy = "" if self.test_accuracy is None else f", {self.test_accuracy:.2%} on {self.test_set}"
+        return f"StudentReport({self.kind} at {self.output!r}: {self.student}{accuracy})"
+
 
 def store_report(store: Store, report: StudentReport) -> None:
     """Writes the report, which says that the job is done. Raises StorageError."""

@@ -43,11 +43,13 @@ Executor = Literal["local", "ray"]
 OpenCrew = Callable[[RunConfig, Run, str | None], AbstractContextManager[Crew]]
 
 
-def plan_run(config: RunConfig) -> Plan:
-    """Returns the plan of a config; reads the weights that it names once, on the CPU. Raises TeacherError.
+def plan_run(config: RunConfig | str | Path | Mapping[str, Any]) -> Plan:
+    """Returns the plan of a config, as `run` takes it; reads the weights that it names once, on the CPU.
 
-    What a person should know of the teacher before a long run is logged, a line each.
+    What a person should know of the teacher before a long run is logged, a line each. Raises ConfigError,
+    TeacherError.
     """
+    config = _loaded(config)
     return _plan_for(config, _teacher_of(config))
 
 
@@ -71,7 +73,7 @@ def run(
     its own; one that fails costs the run nothing. rules: other limits than the usual ones.
     Raises a NisynthError whose `exit_code` says why the run ended early; run it again to resume.
     """
-    config = config if isinstance(config, RunConfig) else load_config(config)
+    config = _loaded(config)
     began_s = time.monotonic()
     if executor == "local":
         # Before the plan is stored, which would hold the URL for a config that cannot run.
@@ -101,6 +103,10 @@ def run(
 def begin(config: RunConfig, store_url: str) -> Run:
     """Returns the run of `config` at the URL, begun or joined, on a store that was seen to be safe."""
     return _join(config, plan_run(config), store_url)
+
+
+def _loaded(config: RunConfig | str | Path | Mapping[str, Any]) -> RunConfig:
+    return config if isinstance(config, RunConfig) else load_config(config)
 
 
 def _teacher_of(config: RunConfig) -> Teacher:

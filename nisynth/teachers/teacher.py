@@ -80,6 +80,10 @@ class Teacher:
             "num_classes": self.num_classes,
         }
 
+    def __repr__(self) -> str:
+        shown = f"{self.identity['arch']}, {self.num_classes} classes, {self.input_px}x{self.input_px}"
+        return f"Teacher({shown}, {self.device})"
+
     def describe(self) -> dict[str, str]:
         """Returns what was understood of the network, as words: a person sees there what is wrong."""
         of_exit = str(self.exit)
