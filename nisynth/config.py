@@ -142,16 +142,29 @@ def read_values(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `1e-3` is a number here, as everybody who writes it expects."""
+    """Numbers as everybody who writes them expects: `1e-3` is one, `1:30` is not 90, nor `010` 8."""
 
 
 # Dates stay strings: no field is one, and a string gets the field's own message.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] not in ("timestamp", "int", "float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^([-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+|[-+]?(\d[\d_]*\.\d*|\.\d+|\.inf|\.Inf)|\.nan|\.NaN)$"
+    ),
+    list("-+0123456789."),
 )
 
 
@@ -193,9 +206,12 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= 120 else f"{shown[:100]}... ({len(shown):,} characters)"
 
 
-def _check_size(values: Any) -> None:
-    """Raises ConfigError for what JSON cannot hold, and for what a few aliases unfold into."""
-    open_, num_values = [iter([("", values)])], 0
+def _check_size(values: Any, field: str = "") -> None:
+    """Raises ConfigError for what JSON cannot hold, and for what a few aliases unfold into.
+
+    field: the dotted name of the values, which the message begins with.
+    """
+    open_, num_values = [iter([(field, values)])], 0
     while open_:
         name, value = next(open_[-1], (None, None))
         if name is None:
@@ -204,9 +220,10 @@ def _check_size(values: Any) -> None:
         num_values += 1
         if num_values > MAX_VALUES or len(open_) > MAX_DEPTH:
             most = f"more than {MAX_VALUES:,} values, or deeper than {MAX_DEPTH} levels"
-            raise ConfigError(f"config: holds {most}, its aliases (*name) written out")
+            raise ConfigError(f"{field or 'config'}: holds {most}, its aliases (*name) written out")
         if isinstance(value, Mapping):
-            open_.append(iter([(_key(key), inner) for key, inner in value.items()]))
+            prefix = f"{name}." if name else ""
+            open_.append(iter([(f"{prefix}{_key(key)}", inner) for key, inner in value.items()]))
         elif isinstance(value, list | tuple):
             open_.append(iter([(name, inner) for inner in value]))
         elif isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
@@ -230,7 +247,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: write section.key=value, as in run.num_images=1024")
     try:
         value = yaml.load(text, Loader=_Loader)
-        _check_size(value)
+        _check_size(value, dotted.strip())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--set {_shown(override)}: {_unreadable(error)}") from None
     except yaml.YAMLError:

@@ -14,7 +14,7 @@ import numpy as np
 from nisynth.batch import Task
 from nisynth.errors import DataError
 from nisynth.identity import counted_fields, fingerprint, versions
-from nisynth.images import Normalization, Pixels
+from nisynth.images import MAX_PX, Normalization, Pixels
 from nisynth.randomness import hashed_order, key
 from nisynth.shards import Format
 
@@ -189,7 +189,12 @@ class Plan(Sequence[Task]):
         """Raises ValueError for what no config gives: a plan that anyone could write is read, too."""
         teacher, method = self.identity["teacher"], self.identity["method"]
         sizes = (self.num_images, self.batch_size, self.num_classes, self.input_px)
-        if not (min(sizes) >= 1 and self.batch_size <= MAX_BATCH and self.num_tasks <= MAX_TASKS):
+        if (
+            min(sizes) < 1
+            or self.batch_size > MAX_BATCH
+            or self.num_tasks > MAX_TASKS
+            or self.input_px > MAX_PX
+        ):
             raise ValueError(f"run of {sizes}")
         if self.format not in get_args(Format) or self.pixels not in get_args(Pixels):
             raise ValueError("output")
@@ -199,9 +204,14 @@ class Plan(Sequence[Task]):
         if method.get("labels", "planned") not in ("planned", "observed") or self.num_real_images < 0:
             raise ValueError("method.labels or method.real_images")
         words = [teacher["arch"], teacher["weights_sha256"], method["name"], *self.classes]
-        if len(words) != 3 + self.num_classes or not all(isinstance(word, str) for word in words):
+        if len(words) != 3 + self.num_classes or not all(_is_printable(word) for word in words):
             raise ValueError("teacher or method")
 
     @cached_property
     def _permutation(self) -> Any:
         return hashed_order(self.num_classes, self.seed, "class")
+
+
+def _is_printable(word: object) -> bool:
+    """Tells whether it is text that a terminal, a page or a card can show without being told what to do."""
+    return isinstance(word, str) and word.isprintable()

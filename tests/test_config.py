@@ -109,10 +109,10 @@ BOMBS = {
     "an alias of itself": ("run: &r {seed: *r}", "deeper than 50 levels"),
     "nesting": ("run: " + "[" * 5000 + "]" * 5000, "nested deeper than 50 levels"),
     "braces": ("run: " + "{a: " * 60 + "1" + "}" * 60, "deeper than 50 levels"),
-    "bytes": ("run: {seed: !!binary aGk=}", "seed: bytes is no type of a config"),
+    "bytes": ("run: {seed: !!binary aGk=}", "run.seed: bytes is no type of a config"),
     "a set": ("run: !!set {a, b}", "run: set is no type of a config"),
     "digits": ("run: {seed: " + "9" * 6000 + "}", "a value cannot be read"),
-    "a large integer": ("run: {seed: " + "9" * 400 + "}", "seed: a number of 1329 bits is too large"),
+    "a large integer": ("run: {seed: " + "9" * 400 + "}", "run.seed: a number of 1329 bits is too large"),
     "a long word": ("run: {seed: " + "x" * 10**6 + "}", r"run.seed: 'x+... \(1,000,002 characters\)"),
     "not a number": ("run: {seed: .nan}", "run.seed: nan"),
     "tasks": ("run: {num_images: 1000000000000, batch_size: 2}", "run.num_images: .* 100000000 tasks"),
@@ -135,7 +135,26 @@ def test_what_no_machine_can_hold_is_one_short_line(tmp_path: Path, name: str) -
 def test_an_override_that_no_machine_can_hold_is_one_short_line(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config({"teacher": TEACHER}, [f"run.seed={value}"])
+    assert "run.seed" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["1:30", "010", "1:30.5", "0b11"])
+def test_what_only_old_yaml_calls_a_number_is_none(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"run.num_images: '{value}'"):
+        load_config({"teacher": TEACHER}, [f"run.num_images={value}"])
+
+
+@pytest.mark.parametrize(("value", "number"), [("256_000", 256_000), ("0x10", 16), ("0", 0), ("+7", 7)])
+def test_whole_numbers(value: str, number: int) -> None:
+    assert load_config({"teacher": TEACHER}, [f"run.seed={value}"]).run.seed == number
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("1e-3", 1e-3), (".5", 0.5), ("2.", 2.0), ("1", 1.0), ("1.5e+2", 150.0)]
+)
+def test_numbers(value: str, number: float) -> None:
+    assert load_config({"teacher": TEACHER}, [f"method.tv_weight={value}"]).method.tv_weight == number
 
 
 def test_an_alias_is_still_a_way_to_say_a_thing_once(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # what only reads plans and commits does not wait for torch
     from torch import Tensor
 
 Pixels = Literal["clamp", "minmax"]
+MAX_PX = 4096
+"""The side of an image at most: far above any classifier's, and far below what fills a machine's memory."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from nisynth.errors import ConfigError, TeacherError, one_line
-from nisynth.images import Normalization
+from nisynth.images import MAX_PX, Normalization
 from nisynth.images.augment import Padding
 from nisynth.teachers.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint
 from nisynth.teachers.classes import CLASS_NAMES
@@ -181,8 +181,11 @@ def _input_px(config: TeacherConfig, checkpoint: Checkpoint) -> int:
             f"teacher.input_px is not given, and weights {checkpoint.source} do not say it; give the side in "
             "pixels of the images that the network was trained on"
         )
-    if not str(found).isdecimal() or int(found) < 1:
-        raise ConfigError(f"teacher.input_px is {found!r}; it must be the input's side in pixels, such as 32")
+    if not str(found).isdecimal() or not 1 <= int(str(found)[:9]) <= MAX_PX:
+        raise ConfigError(
+            f"teacher.input_px is {found!r}; it must be the input's side in pixels, such as 32,"
+            f" and at most {MAX_PX:,}"
+        )
     return int(found)
 
 

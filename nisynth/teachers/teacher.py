@@ -134,4 +134,7 @@ def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
     name, times = Counter(classes).most_common(1)[0]
     if times > 1:
         raise TeacherError(f"teacher.classes names {name!r} {times} times; every class needs its own name")
+    for name in classes:
+        if not name.isprintable():
+            raise TeacherError(f"teacher.classes names {name!r}, which cannot be printed; use plain text")
     return classes
