@@ -5,9 +5,9 @@ same on every machine and a million tasks cost no memory. `plan.json` in storage
 Plan can be made from it again, which is how consumers and `verify` know every label.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, get_args, overload
+from typing import Any, ClassVar, Protocol, get_args
 
 import numpy as np
 
@@ -76,8 +76,8 @@ def make_plan(
     )
 
 
-class Plan(Sequence[Task]):
-    """A lazy sequence of tasks with a fingerprint.
+class Plan:
+    """The tasks of a run, each made when it is asked for, with a fingerprint.
 
     document: what the object `KEY` holds: `fingerprint`, `identity` (what it is the hash of), `execution`,
     `versions`. Raises DataError when the document is not a plan, or not the one it says it is.
@@ -163,13 +163,7 @@ class Plan(Sequence[Task]):
     def __len__(self) -> int:
         return self.num_tasks
 
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | list[Task]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.num_tasks))]
+    def __getitem__(self, index: int) -> Task:
         if not -self.num_tasks <= index < self.num_tasks:
             raise IndexError(f"task {index}: the plan has tasks 0..{self.num_tasks - 1}")
         return self._task(index % self.num_tasks)

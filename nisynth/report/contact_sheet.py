@@ -35,19 +35,18 @@ def contact_sheet(
     labels: Tensor,
     classes: Sequence[str],
     rows: int = 10,
-    scale: int | None = None,
     row_names: Sequence[str] = (),
 ) -> Image.Image:
     """Returns an RGB picture with the first `rows` images of each class, class by class in columns.
 
-    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. scale: whole pixels per image pixel; None lets the
-    cell decide: small images are enlarged (nearest neighbour), large ones reduced (area average). Classes
-    short of images show empty cells; rows that no class fills are left out. row_names: stand at the left of
-    their rows, in every band. Raises ValueError when the arguments do not fit together.
+    pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. Small images are enlarged to the cell by a
+    whole number (nearest neighbour), large ones reduced (area average). Classes short of images show empty
+    cells; rows that no class fills are left out. row_names: stand at the left of their rows, in every band.
+    Raises ValueError when the arguments do not fit together.
     """
-    _check(pixels, labels, classes, rows, scale)
+    _check(pixels, labels, classes, rows)
     positions = [torch.nonzero(labels == label).flatten()[:rows].tolist() for label in range(len(classes))]
-    layout = _lay_out(tuple(pixels.shape[2:]), len(classes), max(1, max(map(len, positions))), scale)
+    layout = _lay_out(tuple(pixels.shape[2:]), len(classes), max(1, max(map(len, positions))))
     font = ImageFont.load_default(FONT_PX if layout.columns == len(classes) else FONT_IN_BANDS_PX)
     margin_px = max((round(font.getlength(name)) + GAP_PX for name in row_names), default=0)
     names = [_wrap(name, font, layout.width_px + GAP_PX - 2) for name in classes]
@@ -84,9 +83,9 @@ class _Layout:
     height_px: int
 
 
-def _lay_out(image_px: tuple[int, ...], num_classes: int, rows: int, scale: int | None) -> _Layout:
+def _lay_out(image_px: tuple[int, ...], num_classes: int, rows: int) -> _Layout:
     for cell_px in (CELL_PX, CELL_IN_BANDS_PX):
-        height_px, width_px = (_scaled(side_px, max(image_px), cell_px, scale) for side_px in image_px)
+        height_px, width_px = (_scaled(side_px, max(image_px), cell_px) for side_px in image_px)
         fitting = max(1, (MAX_WIDTH_PX - GAP_PX) // (width_px + GAP_PX))
         if num_classes <= fitting:
             break
@@ -94,10 +93,10 @@ def _lay_out(image_px: tuple[int, ...], num_classes: int, rows: int, scale: int 
     return _Layout(-(-num_classes // num_bands), rows, width_px, height_px)
 
 
-def _scaled(side_px: int, longest_px: int, cell_px: int, scale: int | None) -> int:
-    if scale is None and longest_px > cell_px:
+def _scaled(side_px: int, longest_px: int, cell_px: int) -> int:
+    if longest_px > cell_px:
         return max(1, round(side_px * cell_px / longest_px))
-    return side_px * (scale or cell_px // longest_px)
+    return side_px * (cell_px // longest_px)
 
 
 def _draw_name(sheet: Image.Image, lines: list[str], font: Font, middle_px: int, bottom_px: int) -> None:
@@ -144,7 +143,7 @@ def _shorten(line: str, font: Font, width_px: int) -> str:
     return f"{line}…"
 
 
-def _check(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int, scale: int | None) -> None:
+def _check(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int) -> None:
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}, not uint8 (N, 3, H, W)")
     if labels.shape != pixels.shape[:1]:
@@ -153,5 +152,5 @@ def _check(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int, sc
         raise ValueError(
             f"labels span {int(labels.min())}..{int(labels.max())}, there are {len(classes)} classes"
         )
-    if not classes or rows < 1 or (scale is not None and scale < 1):
-        raise ValueError(f"{len(classes)} classes, rows {rows}, scale {scale}: each must be at least 1")
+    if not classes or rows < 1:
+        raise ValueError(f"{len(classes)} classes, rows {rows}: each must be at least 1")

@@ -77,21 +77,18 @@ def test_a_hundred_classes_wrap_into_five_bands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "cell"),
+    ("size", "cell"),
     [
-        ((32, 32), None, (96, 96)),
-        ((64, 64), None, (64, 64)),
-        ((28, 28), None, (84, 84)),
-        ((96, 48), None, (96, 48)),
-        ((224, 224), None, (96, 96)),
-        ((448, 224), None, (96, 48)),
-        ((32, 32), 1, (32, 32)),
-        ((32, 16), 4, (128, 64)),
-        ((224, 224), 2, (448, 448)),
+        ((32, 32), (96, 96)),
+        ((64, 64), (64, 64)),
+        ((28, 28), (84, 84)),
+        ((96, 48), (96, 48)),
+        ((224, 224), (96, 96)),
+        ((448, 224), (96, 48)),
     ],
 )
-def test_cell_sizes(size: tuple[int, int], scale: int | None, cell: tuple[int, int]) -> None:
-    sheet = contact_sheet(noise(1, *size), torch.tensor([0]), ("a",), scale=scale)
+def test_cell_sizes(size: tuple[int, int], cell: tuple[int, int]) -> None:
+    sheet = contact_sheet(noise(1, *size), torch.tensor([0]), ("a",))
     assert sheet.size == (GAP + cell[1] + GAP, GAP + 17 + cell[0] + GAP)
 
 
@@ -121,7 +118,6 @@ def test_long_names_wrap_and_never_run_into_their_neighbours() -> None:
         ({"labels": torch.tensor([0, 2])}, "0..2, there are 2 classes"),
         ({"labels": torch.tensor([-1, 0])}, "-1..0"),
         ({"rows": 0}, "rows 0"),
-        ({"scale": 0}, "scale 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
