@@ -17,6 +17,8 @@ from tests.servers import WeedServer, free_port, start_weed, weed_is_installed
 if TYPE_CHECKING:
     from tests.clients import Work
 
+pytest.register_assert_rewrite("nisynth.testing")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

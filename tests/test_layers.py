@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 LAYERS = [
     ["errors", "determinism", "identity", "randomness"],
     ["png", "storage"],
-    ["images"],
+    ["images", "testing"],
     ["batch"],
     ["teachers"],
     ["plan", "shards", "training"],
