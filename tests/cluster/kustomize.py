@@ -25,7 +25,7 @@ def rendered(folder: Path) -> dict[str, Manifest]:
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     unknown = set(kustomization) - {
         *("apiVersion", "kind", "resources", "configMapGenerator", "generatorOptions", "patches"),
-        "nameSuffix",
+        *("configurations", "nameSuffix"),
     }
     assert not unknown, unknown
     manifests: dict[str, Manifest] = {}
@@ -43,7 +43,29 @@ def rendered(folder: Path) -> dict[str, Manifest]:
         kind = patch["target"]["kind"]
         operations = yaml.safe_load(patch["patch"])
         manifests[kind] = jsonpatch.apply_patch(manifests[kind], operations)
+    _rename(manifests, kustomization.get("nameSuffix", ""))
     return manifests
+
+
+def _rename(manifests: dict[str, Manifest], suffix: str) -> None:
+    """Adds a suffix to the manifests' names, and to the references that kustomize was told of."""
+    told = yaml.safe_load((KUBERAY / "base" / "name-references.yaml").read_text())["nameReference"]
+    for reference in told:
+        for field in reference["fieldSpecs"]:
+            _refer(manifests[field["kind"]], field["path"].split("/"), suffix)
+    for manifest in manifests.values():
+        manifest["metadata"]["name"] += suffix
+
+
+def _refer(value: Any, path: list[str], suffix: str) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _refer(item, path, suffix)
+    elif path[0] in value:
+        if len(path) == 1:
+            value[path[0]] += suffix
+        else:
+            _refer(value[path[0]], path[1:], suffix)
 
 
 def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 
 from nisynth import __version__
 from nisynth.config import load_config
+from nisynth.series.config import load_adapt_config
 from tests.cluster.kustomize import FIELDS, FOLDERS, Manifest, fields, rendered
 
 REPO = Path(__file__).resolve().parents[2]
@@ -100,10 +102,11 @@ def test_the_nodes_can_hold_the_workers_of_the_config(manifests: dict[str, Manif
     [group] = spec["rayClusterSpec"]["workerGroupSpecs"]
     [container] = group["template"]["spec"]["containers"]
     gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", "0"))
-    if "synthesize.py" not in spec["entrypoint"]:
+    if "distill.py" in spec["entrypoint"]:
         assert f"--workers {group['maxReplicas'] * gpus}" in spec["entrypoint"]
         return
-    execution = load_config(config).execution
+    series = "adapt.py" in spec["entrypoint"]
+    execution = load_adapt_config(config).run.execution if series else load_config(config).execution
     if gpus:
         assert execution.workers == group["maxReplicas"] * gpus
     else:
@@ -144,14 +147,43 @@ def test_a_head_has_the_time_that_the_drain_takes(manifests: dict[str, Manifest]
     assert stop_s < float(command[-1]) < head["terminationGracePeriodSeconds"]
 
 
-def test_every_variant_has_a_url_of_its_own() -> None:
-    def urls(entrypoint: str) -> list[str]:
-        return [word for word in entrypoint.split() if word.startswith("s3://")]
+def test_two_variants_write_to_one_url_only_where_they_are_one_run() -> None:
+    written, run = [], []
+    for folder in FOLDERS:
+        manifests = rendered(folder)
+        words = shlex.split(manifests["RayJob"]["spec"]["entrypoint"])
+        [option] = {"--store", "--output"} & set(words)
+        written.append(words[words.index(option) + 1])
+        run.append((words[1], manifests["ConfigMap"]["data"]["run.yaml"]))
+    assert len(set(written)) == len(set(run)) == len(set(zip(written, run, strict=True))) == 6
 
-    stores = [rendered(folder)["RayJob"]["spec"]["entrypoint"] for folder in FOLDERS]
-    npz, cifar100 = (urls(entry) for entry in stores if "npz" in entry or "cifar100" in entry)
-    assert npz != cifar100
-    assert urls(stores[0]) not in (npz, cifar100)
+
+def test_a_variant_with_names_of_its_own_shares_nothing_with_a_run_beside_it() -> None:
+    """Taking it down leaves the other its config, its account and its network policy."""
+    names: dict[str, set[str]] = {}
+    for folder in FOLDERS:
+        found = {manifest["metadata"]["name"] for manifest in rendered(folder).values()}
+        names.setdefault(rendered(folder)["RayJob"]["metadata"]["name"], set()).update(found)
+    assert set(names) == {"nisynth", "nisynth-adapt", "nisynth-distill"}
+    assert len(set.union(*names.values())) == sum(len(found) for found in names.values())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_kustomize_itself_makes_the_same_manifests(folder: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which has kustomize, is not installed")
+    done = subprocess.run(
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    made = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
+    assert made["ConfigMap"].pop("apiVersion") == "v1"
+    assert made == rendered(folder)
+
+
+def test_the_readme_names_every_variant() -> None:
+    table = (CLUSTER / "README.md").read_text().partition("## Once")[0]
+    assert [folder.name for folder in FOLDERS[1:] if f"(`{folder.name}`)" not in table] == []
 
 
 def test_every_copied_file_exists() -> None:
