@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from nisynth import run
+from nisynth import adapt, run
 from nisynth.commits import Run
 from nisynth.commits.audit import gc, redo, verify
 from nisynth.errors import StorageError
 from nisynth.storage import Store, open_store
 from tests.faults import FaultProxy
+from tests.series.recipes import recipe
 from tests.servers import ROLES, WeedServer, role_credentials, s3_environment
 from tests.tiny import fake_commit, tiny_config
 
@@ -95,6 +96,14 @@ def test_each_role_may_do_its_work_and_no_other(proxy: FaultProxy, s3_url: str, 
     assert refused(proxy, "writer") == {"DELETE quarantine"}
 
 
+def test_a_writer_may_make_a_series_and_clear_away_what_its_rivals_saved(
+    proxy: FaultProxy, s3_url: str, tmp_path: Path
+) -> None:
+    adapt(recipe(tmp_path), s3_url)
+    assert any(request.verb == "DELETE" and "checkpoint" in request.key for request in proxy.seen)
+    assert refused(proxy, "writer") == set()
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_nobody_overwrites_what_a_run_has_created(role: str) -> None:
     for key in ("run/commits/0123456789ab-00000000.json", "run/data/a.parquet", "run/plan.json"):
@@ -140,6 +149,9 @@ def test_an_s3_server_lets_each_role_do_its_work(enforced: Callable[[str], Store
     lost = Run.open(enforced("writer"))
     lost.put_shard(1, "00000000-0000-4000-8000-000000000001", b"an attempt that lost")
     assert len(gc(lost)) == 1
+    for key in ("checkpoint.safetensors", "ratio-0.50.checkpoint.safetensors"):
+        enforced("writer").put(key, b"what a training saves of itself")
+        enforced("writer").delete(key)
     assert verify(Run.open(enforced("reader")), deep=True).complete
     assert redo(Run.open(enforced("operator")), [0]) == [0]
     assert run(config, enforced("writer").url).executed == 1
