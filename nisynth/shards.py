@@ -55,7 +55,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, Runt
 class OutputConfig:
     """What a shard holds.
 
-    `parquet`: PNG images, labels with class names. `npz`: the exact normalized float32 tensor.
+    format: `parquet` is PNG images and labels with class names, `npz` the exact normalized float32 tensor.
     pixels: how floats become 8 bits, see `Normalization.to_pixels`. png: `stored` leaves the PNG images of
     a Parquet shard uncompressed, which reads 6 to 8 times faster and takes 1.2 to 1.5 times the bytes; it
     pays from 96 px up, where compressing costs seconds a task.

@@ -30,6 +30,7 @@ VERBS = {
     "fit": "fit:fit",
     "submit": "jobs:submit",
     "methods": "methods:methods",
+    "config": "reference:config",
     "quality": "quality:quality",
     "tsne": "quality:tsne",
     "compare": "quality:compare",

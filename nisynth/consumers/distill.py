@@ -53,7 +53,10 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(JobConfig):
-    """A distillation: the job, the teacher that answers, and the loss."""
+    """A distillation: the job, the teacher that answers, and the loss.
+
+    teacher: the network that the student learns from. loss: what the student is held to.
+    """
 
     teacher: TeacherConfig
     loss: LossConfig = field(default_factory=LossConfig)

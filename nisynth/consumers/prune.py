@@ -61,10 +61,12 @@ class FineTuneConfig(TrainConfig):
 class PruneConfig:
     """A sweep over pruning ratios.
 
-    data: the run's URL. output: where the result goes, another URL. test_set: real images to measure on;
-    nothing is ever selected by them. ratios: shares of filters to remove. layers: shell patterns such as
-    `layer*.conv1` for the layers to prune; none: all that can be. loss: fine-tune by the `labels`, or by the
-    unpruned `teacher`'s answers at the temperature. checkpoint_minutes: between two saves.
+    data: the run's URL. output: where the result goes, another URL. teacher: the network to prune. test_set:
+    real images to measure on; nothing is ever selected by them. ratios: shares of filters to remove. layers:
+    shell patterns such as `layer*.conv1` for the layers to prune; none: all that can be. loss: fine-tune by
+    the `labels`, or by the unpruned `teacher`'s answers. temperature: of those answers. train: how each
+    pruned network is fine-tuned. checkpoint_minutes: between two saves. allow_partial: train on what an
+    incomplete run has committed.
     """
 
     data: str = ""

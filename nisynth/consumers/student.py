@@ -39,9 +39,10 @@ FOLLOW_POLL_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """The network to train: a name that `nisynth teachers` prints, or `package.module:factory`.
+    """The network to train.
 
-    weights: a path or URL of the weights to start from; by default they are drawn from train.seed.
+    arch: a name that `nisynth teachers` prints, or `package.module:factory`. kwargs: arguments of the
+    factory. weights: a path or URL of the weights to start from; by default they are drawn from train.seed.
     """
 
     arch: str
@@ -53,13 +54,15 @@ class StudentConfig:
 class JobConfig:
     """What every training of a student needs.
 
-    data: the run's URL. output: where the result goes, a URL that every worker reaches. test_set: real
-    images to measure on every `evaluate_every` epochs and at the end; nothing is ever selected by it.
-    checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each where
-    the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster that
-    adds such nodes on demand. allow_partial: train on what an incomplete run has committed. rounds: of a
-    series, train on its first rounds alone. follow: train on a run while it grows, as soon as it has
+    data: the run's URL. output: where the result goes, a URL that every worker reaches. student: the
+    network. train: how it is trained. test_set: real images to measure on every `evaluate_every` epochs and
+    at the end; nothing is ever selected by it. evaluate_every: epochs between two measurements on the test
+    set. checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each
+    where the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster
+    that adds such nodes on demand. allow_partial: train on what an incomplete run has committed. rounds: of
+    a series, train on its first rounds alone. follow: train on a run while it grows, as soon as it has
     `follow_min_images`; the steps are those of the whole run, and the last epoch waits for all of it.
+    follow_min_images: committed images to begin with.
     """
 
     data: str = ""

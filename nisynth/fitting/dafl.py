@@ -31,8 +31,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DAFLConfig(StudentFitConfig):
-    """The published code's values for CIFAR-10 are the defaults. activation_weight: 0 for none of that term.
+    """The published code's values for CIFAR-10 are the defaults.
 
+    one_hot_weight, balance_weight, activation_weight: of the generator's three losses; 0 is none of it.
     entropy_base: of the logarithm in the balance of classes; published 10, DataFree e.
     """
 

@@ -37,8 +37,9 @@ OnStep = Callable[[int, dict[str, float]], None]
 class FitConfig:
     """How a generator is fitted. Raises ConfigError for a value that cannot be used.
 
-    output: where the generator goes, a folder or s3:// URL. method: the section of a row of FITS, by its
-    `name`. checkpoint_minutes: between two saves. log_every: iterations between two points of the curve.
+    output: where the generator goes, a folder or s3:// URL. teacher: the network whose images it makes.
+    method: one of the sections below, by its `name`. batch_size: images of a step. seed: of weights and
+    draws. checkpoint_minutes: between two saves. log_every: iterations between two points of the curve.
     """
 
     output: str = ""

@@ -37,11 +37,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class WGANGPConfig:
     """The published residual networks' values are the defaults. Raises ConfigError for an unusable value.
 
-    data: the real set, as `nisynth evaluate` reads one; split: which of its splits. conditional: labels for
+    data: the real set, as `nisynth evaluate` reads one. split: which of its splits. network: of generator
+    and critic. width: their channels. latent_dim: length of the generator's input. conditional: labels for
     generator and critic (AC-GAN). iterations: steps of the generator, each after `critic_steps` of the
-    critic. generator_batches: batches in a generator's step. schedule: `linear` falls to 0. penalty_weight:
-    of the gradient penalty. dither: uniform noise of half a grey level on real images (x / 256); else none
-    (x / 255). class_weight_critic, class_weight_generator: of the class logits' cross-entropies.
+    critic. critic_steps: of the critic for each. lr, betas: of both Adams. generator_batches: batches in a
+    generator's step. schedule: `linear` falls to 0. penalty_weight: of the gradient penalty. dither: uniform
+    noise of half a grey level on real images (x / 256); else none (x / 255). class_weight_critic,
+    class_weight_generator: of the class logits' cross-entropies.
     """
 
     name: Literal["wgan_gp"] = "wgan_gp"

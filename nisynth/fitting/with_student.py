@@ -31,10 +31,12 @@ class StudentFitConfig:
 
     student: the network beside the generator. test_set: real images that it is measured on at the end.
     iterations: steps of the generator. student_steps: of the student for each of them; 0: in one step with
-    the generator, on the same images. generator: which network. generator_mode: of its BatchNorms while the
-    student learns. betas: of the generator's Adam. schedule: of the student's rate, by iteration: `steps`
-    multiplies it by `gamma` at each of `milestones` (fractions of `iterations`), `cosine` falls to 0.
-    decay_generator: the generator's rate follows it.
+    the generator, on the same images. generator: which network. latent_dim: length of its input.
+    lr_generator, lr_student: learning rates at the start. momentum, weight_decay: of the student's SGD.
+    milestones, gamma: of the schedule `steps`. generator_mode: of its BatchNorms while the student learns.
+    betas: of the generator's Adam. schedule: of the student's rate, by iteration: `steps` multiplies it by
+    `gamma` at each of `milestones` (fractions of `iterations`), `cosine` falls to 0. decay_generator: the
+    generator's rate follows it.
     """
 
     student: StudentConfig = field(default_factory=lambda: StudentConfig(arch="resnet18"))

@@ -30,7 +30,8 @@ class Method(Protocol):
 class EngineConfig:
     """Which loop runs the method, and in which arithmetic.
 
-    `plain` is the readable loop (float32, deterministic: the reference). `fast` is the compiled one.
+    name: `plain` is the readable loop (float32, deterministic: the reference), `fast` the compiled one.
+    precision: of `fast`; `auto` is what suits the device.
     """
 
     name: Literal["plain", "fast"] = "plain"

@@ -31,7 +31,10 @@ MAX_SIZE = 2**16
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which generator to sample: the path or URL of the `generator.safetensors` that a fit left."""
+    """Which generator to sample.
+
+    generator: the path or URL of the `generator.safetensors` that a fit left.
+    """
 
     name: Literal["sampling"] = "sampling"
     generator: str = ""

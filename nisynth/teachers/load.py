@@ -39,7 +39,9 @@ class TeacherConfig:
 
     arch: a name that `nisynth teachers` prints, `timm:NAME`, `torchvision:NAME`, or `package.module:factory`
         (called with kwargs).
-    weights: a path or URL, `https://...#sha256=...` and `hf://owner/repo/file#sha256=...` included; None
+    kwargs: arguments of the factory. num_classes: the number of its logits; else the
+        metadata's.
+    weights: a path or URL, `https://...#sha256=...` and `hf://owner/repo/file#sha256=...` included; null
         takes the shipped CIFAR-10 weights, which arch resnet20 alone has.
     input_px: side of the square input; the metadata's input_size, else 32 for names of `nisynth teachers`.
     mean, std: per channel, in units of pixel value / 255; the metadata's where not given.

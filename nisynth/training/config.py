@@ -16,18 +16,20 @@ from nisynth.training.device import Precision
 class TrainConfig:
     """How a network is trained. The defaults are the distillation recipe.
 
-    steps: take this many instead of `epochs`, at a constant rate; the last epoch may then be cut short.
-    batch_size: of all workers together. schedule: `steps` multiplies the learning rate by `gamma` at
-    each of `milestones`, given as fractions of `epochs` (120, 150, 180 of 200); `cosine` falls to 0;
-    `constant`. crop_pad_px, flip: random crop of the padded image and mirroring, 0 and false for none.
-    padding: what surrounds the image that is cropped: black (`zero`), or the image mirrored (`reflect`);
-    null is how the teacher was trained, as far as its weights file says, else `zero`. A teacher that
-    never saw black borders answers worse to them. mixup, cutmix: alpha of the Beta distribution by which
-    two images are mixed, by weights or by a box; 0, the default, is none. The teacher answers to the mixture.
-    stream: read the images as they are needed (`always`), or hold the whole set in memory (`never`); `auto`
-    holds a set that takes less than half of the memory that is free. The batches are the same.
-    precision: `auto` is bfloat16 on a GPU that has it, else float32; `float32` is the reference,
-    deterministic, without TF32. compile: by torch.compile; null is true on a GPU.
+    epochs: passes over the images. steps: take this many instead of `epochs`, at a constant rate; the last
+    epoch may then be cut short. batch_size: of all workers together. lr: SGD's learning rate at the start.
+    momentum, weight_decay: SGD's. seed: of weights, order and augmentation. schedule: `steps` multiplies the
+    learning rate by `gamma` at each of `milestones`, given as fractions of `epochs` (120, 150, 180 of 200);
+    `cosine` falls to 0; `constant`. milestones, gamma: of `steps`. crop_pad_px, flip: random crop of the
+    padded image and mirroring, 0 and false for none. padding: what surrounds the image that is cropped:
+    black (`zero`), or the image mirrored (`reflect`); null is how the teacher was trained, as far as its
+    weights file says, else `zero`. A teacher that never saw black borders answers worse to them. mixup,
+    cutmix: alpha of the Beta distribution by which two images are mixed, by weights or by a box; 0, the
+    default, is none. The teacher answers to the mixture. stream: read the images as they are needed
+    (`always`), or hold the whole set in memory (`never`); `auto` holds a set that takes less than half of
+    the memory that is free. The batches are the same. precision: `auto` is bfloat16 on a GPU that has it,
+    else float32; `float32` is the reference, deterministic, without TF32. compile: by torch.compile; null is
+    true on a GPU.
     """
 
     epochs: int = 200
