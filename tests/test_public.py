@@ -14,6 +14,7 @@ from nisynth.batch import ImageBatch
 from nisynth.commits import Run
 from nisynth.commits.audit import Problem, Verdict
 from nisynth.consumers.evaluate import Evaluation
+from nisynth.fitting import FitReport
 from nisynth.storage import open_store
 from tests.tiny import commit_all, tiny_config, tiny_plan
 
@@ -80,5 +81,13 @@ def test_what_a_notebook_shows_is_one_short_line(tmp_path: Path) -> None:
     teacher = nisynth.load_teacher(tiny_config(tmp_path).teacher)
     arch, classes = teacher.identity["arch"], teacher.num_classes
     assert repr(teacher) == f"Teacher({arch}, {classes} classes, {teacher.input_px}x{teacher.input_px}, cpu)"
+    fitted = FitReport({}, "ab" * 32, 1000, [{"total": 1.0}] * 1000)
+    assert repr(fitted) == "FitReport(generator abababababab after 1,000 iterations)"
     found = Evaluation("vgg11", "cifar.parquet", "test", 4, 0.75, {"a": 0.75}, [[3, 1]] * 100)
     assert repr(found) == "Evaluation(vgg11: 75.00% on test, N=4 (cifar.parquet))"
+
+
+def test_a_consumer_takes_a_mapping_as_the_run_does_and_names_a_wrong_field() -> None:
+    for consume in (nisynth.distill, nisynth.train_from_scratch, nisynth.prune):
+        with pytest.raises(nisynth.ConfigError, match="outpt"):
+            consume({"data": "run", "outpt": "student"})

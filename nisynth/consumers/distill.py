@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nisynth.consumers.job import run_job
+from nisynth.consumers.job import Source, config_of, run_job
 from nisynth.consumers.student import (
     Job,
     JobConfig,
@@ -71,16 +71,21 @@ class DistillConfig(JobConfig):
 
 
 def distill(
-    config: DistillConfig, *, address: str | None = None, say: Say = silent, on_cluster: bool = False
+    config: DistillConfig | Source,
+    *,
+    address: str | None = None,
+    say: Say = silent,
+    on_cluster: bool = False,
 ) -> StudentReport:
     """Returns the report of a distilled student, which lies at the output URL; resumes what was begun there.
 
+    config: a DistillConfig, a file, a shipped config's name, or a mapping.
     address: the Ray cluster for `workers` above 1; None is RAY_ADDRESS, else one of this machine's own.
     on_cluster: train there even with one worker.
     Raises ConfigError, TeacherError, IncompleteRun, PlanMismatch (another config's result or checkpoint
     lies there), DataError (a damaged shard or checkpoint), StorageError.
     """
-    return run_job(prepare, config, address, say, on_cluster=on_cluster)
+    return run_job(prepare, config_of(DistillConfig, config, "distill"), address, say, on_cluster=on_cluster)
 
 
 def prepare(config: DistillConfig) -> Job:

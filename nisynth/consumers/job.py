@@ -1,8 +1,9 @@
 """A student's training from its config to its report: done before, in this process, or on Ray's workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from nisynth.consumers.student import STUDENT_KEY, Job, JobConfig, teacher_accuracy, train_student
 from nisynth.consumers.student_report import StudentReport, store_report, stored_report
@@ -13,6 +14,18 @@ from nisynth.teachers.predict import accuracy
 from nisynth.training.device import default_device
 
 Config = TypeVar("Config", bound=JobConfig)
+Owner = TypeVar("Owner")
+Source = str | Path | Mapping[str, Any]
+"""Where a config is read from: a file, a shipped config's name, or a mapping."""
+
+
+def config_of(owner: type[Owner], config: Owner | Source, kind: str) -> Owner:
+    """Returns the config, read where it is not one yet. kind: the folder of configs/. Raises ConfigError."""
+    if isinstance(config, owner):
+        return config
+    from nisynth.config import load_consumer_config  # a machine without pydantic is given a config
+
+    return load_consumer_config(owner, cast(Source, config), kind=kind)
 
 
 def run_job(

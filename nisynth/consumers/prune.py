@@ -21,6 +21,7 @@ from torch import nn
 
 from nisynth.consumers.distill import LossConfig, check_teacher, distillation_loss
 from nisynth.consumers.filters import Cost, cost, prunable_layers, remove_filters, widths
+from nisynth.consumers.job import Source, config_of
 from nisynth.consumers.prune_report import (
     PrunePoint,
     PruneReport,
@@ -102,13 +103,14 @@ class PruneConfig:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
 
 
-def prune(config: PruneConfig, *, say: Say = silent) -> PruneReport:
+def prune(config: PruneConfig | Source, *, say: Say = silent) -> PruneReport:
     """Returns the report of a sweep, whose networks lie at the output URL; takes up what was begun there.
 
+    config: a PruneConfig, a file, a shipped config's name, or a mapping.
     Raises ConfigError, TeacherError, IncompleteRun, PlanMismatch (another config's result or checkpoint
     lies there), DataError (a damaged shard, test set, result or checkpoint), StorageError.
     """
-    return _Sweep(config, say).run()
+    return _Sweep(config_of(PruneConfig, config, "prune"), say).run()
 
 
 class _Sweep:

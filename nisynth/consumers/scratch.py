@@ -7,7 +7,7 @@ nowhere.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nisynth.consumers.job import run_job
+from nisynth.consumers.job import Source, config_of, run_job
 from nisynth.consumers.student import (
     Job,
     JobConfig,
@@ -44,10 +44,10 @@ class ScratchConfig(JobConfig):
 
 
 def train_from_scratch(
-    config: ScratchConfig, *, address: str | None = None, say: Say = silent
+    config: ScratchConfig | Source, *, address: str | None = None, say: Say = silent
 ) -> StudentReport:
     """Returns the report of a student trained on labels, as `distill` does with a teacher."""
-    return run_job(prepare, config, address, say)
+    return run_job(prepare, config_of(ScratchConfig, config, "scratch"), address, say)
 
 
 def prepare(config: ScratchConfig) -> Job:

@@ -81,6 +81,9 @@ class FitReport:
     test_set: str | None = None
     real_images: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"FitReport(generator {self.sha256[:12]} after {self.iterations:,} iterations)"
+
 
 class Fitting(Protocol):
     """A fit that has been looked at from all sides and may begin.
