@@ -103,7 +103,7 @@ def fake_commit(run: Run, index: int, attempt: str, *, put: bool = True) -> Comm
         sha256=hashlib.sha256(data).hexdigest(),
         seed=run.plan[index].seed,
         fingerprint=run.plan.fingerprint,
-        figures={"teacher_accuracy": 0.5},
+        figures={"teacher_accuracy": 0.5, "r_bn_in_y": 0.4},
         finished_at=1000.0 + index,
     )
 

@@ -1,8 +1,10 @@
 """A run's card with what was measured, and its contact sheet: what a hub shows of the set."""
 
+from nisynth.batch import REAL_R_BN_IN_Y
 from nisynth.commits import Run
 from nisynth.commits.card import Extras, write_card
 from nisynth.commits.seal import read_manifest
+from nisynth.commits.status import status
 from nisynth.evaluation.quality import Quality
 from nisynth.report.facts import public_name
 
@@ -22,8 +24,16 @@ def measured_card(run: Run, quality: Quality) -> str:
     Raises IncompleteRun, DataError, StorageError.
     """
     rows = read_manifest(run)
-    extras = Extras(_rows(quality), sheet=True, real_images=_real_images(quality))
+    extras = Extras([*_r_bn(run), *_rows(quality)], sheet=True, real_images=_real_images(quality))
     return write_card(run.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows], extras)
+
+
+def _r_bn(run: Run) -> list[tuple[str, str, str]]:
+    median = status(run).r_bn_in_y
+    if median is None:
+        return []
+    value = f"{median:.2f} Y (real images {REAL_R_BN_IN_Y})"
+    return [("R_BN, median over shards", value, "decoded images; Y is what sampling noise gives")]
 
 
 def _rows(quality: Quality) -> list[tuple[str, str, str]]:

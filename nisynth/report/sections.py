@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nisynth.batch import REAL_R_BN_IN_Y
 from nisynth.errors import counted
 from nisynth.evaluation.quality import FAR_FROM_REAL, Quality
 from nisynth.report.facts import RunFacts, TaskFacts, public_name
@@ -63,13 +64,19 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
 
 
 def losses(facts: RunFacts) -> dict[str, Any]:
-    """Returns the band of every term, and the tasks of the lowest and highest final R_BN."""
+    """Returns the band of every term, the median R_BN of decoded images, and the tasks at its ends.
+
+    `r_bn_in_y` is in units of what sampling noise gives; `best` and `worst` are of the final loss term.
+    """
+    in_y = [task.r_bn_in_y for task in facts.tasks if task.r_bn_in_y is not None]
     ranked = sorted(
         (task for task in facts.tasks if task.r_bn is not None), key=lambda task: task.r_bn or 0.0
     )
     count = min(EXTREMES, len(ranked) // 2)
     return {
         "bands": plain_bands(facts.bands),
+        "r_bn_in_y": _short(statistics.median(in_y)) if in_y else None,
+        "real_r_bn_in_y": REAL_R_BN_IN_Y,
         "best": [_brief(task) for task in ranked[:count]],
         "worst": [_brief(task) for task in ranked[::-1][:count]],
     }

@@ -52,7 +52,7 @@ def test_size_categories(tmp_path: Path, images: int, category: str) -> None:
 
 
 def test_class_names_are_data_not_markup(tmp_path: Path) -> None:
-    names = ["yes", "1", "a: [b", "---\nlicense: mit"]
+    names = ["yes", "1", "a: [b", "--- license: mit"]
     plan = tiny_plan(tmp_path, teacher={"classes": names})
     quality = [("acc | <script>", "`x`", "a\nb")]
     metadata, body = parts(write_card(plan, [1], [0.5], Extras(quality=quality)))
@@ -81,5 +81,6 @@ def test_the_command_adds_what_it_measured(tmp_path: Path, monkeypatch: pytest.M
     card = run.store.get("README.md").decode()
     assert "(contact_sheet.png)" in card
     assert "| near duplicates, cosine above 0.99 |" in card
+    assert r"| R\_BN, median over shards | 0.40 Y (real images 0.3-0.7) |" in card
     assert (tmp_path / "run" / "contact_sheet.png").is_file()
     assert nisynth("verify", tmp_path / "run", "--deep").returncode == 0

@@ -17,6 +17,7 @@ from nisynth.evaluation.measure import Yardstick
 from nisynth.report.build import build_page
 from nisynth.report.facts import gather, public_name
 from nisynth.report.page import MOST_BYTES
+from nisynth.report.sections import losses
 from nisynth.report.training_page import render_training
 from nisynth.storage import open_store
 from tests.command_line import nisynth
@@ -64,6 +65,15 @@ def test_large_runs_stay_within_two_megabytes(num_tasks: int, num_classes: int) 
     document = data(text)
     rows = 1000 if num_tasks == 1000 else 100
     assert len(document["tasks"]["rows"]) == rows  # type: ignore[index,call-overload]
+
+
+def test_r_bn_stands_in_units_of_y_beside_what_real_images_have() -> None:
+    text = page().render().decode()
+    assert "median over tasks: 0.41 Y" in text
+    assert "Real images have 0.3\u20130.7;" in text
+    old = facts()
+    old = replace(old, tasks=tuple(replace(task, r_bn_in_y=None) for task in old.tasks))
+    assert losses(old)["r_bn_in_y"] is None
 
 
 def test_images_larger_than_the_budget_are_shown_small() -> None:
