@@ -122,6 +122,10 @@ ROWS: dict[str, Row] = {
     "bn_slack": Row(
         title="lever: `method.bn_slack: 0.3`", method={"name": "naturalinversion", "bn_slack": 0.3}
     ),
+    "exchange": Row(
+        title="lever: `method.exchange: 1`, half as many inverted",
+        method={"name": "naturalinversion", "exchange": 1},
+    ),
     "zero": Row(
         title="lever undone: `train.padding: zero`",
         source="same",
@@ -143,6 +147,7 @@ CLAIMS = (
     ("adi", "deepinversion"),
     ("naturalinversion_adi", "naturalinversion"),
     ("bn_slack", "naturalinversion"),
+    ("exchange", "naturalinversion"),
     ("naturalinversion", "zero"),
     ("mixup", "naturalinversion"),
     ("cutmix", "naturalinversion"),

@@ -24,6 +24,7 @@ from nisynth.execution import ExecutionConfig
 from nisynth.plan import MAX_BATCH, MAX_TASKS
 from nisynth.shards import OutputConfig
 from nisynth.synthesis import METHODS, EngineConfig, Method
+from nisynth.synthesis.naturalinversion.exchange import check_exchange
 from nisynth.teachers import TeacherConfig
 
 Owner = TypeVar("Owner")
@@ -77,6 +78,9 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        check_exchange(self.run.batch_size, getattr(self.method, "exchange", 0))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the resolved config as plain JSON types; `load_config` takes it back."""

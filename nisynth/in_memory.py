@@ -94,6 +94,9 @@ def probe(
     It runs as many of the method's iterations as fit into the time, at least 20, with a schedule of that
     length. say: hears in one line what is about to run. Raises ConfigError, TeacherError, TaskFailure.
     """
+    chosen: Any = config.method
+    if getattr(chosen, "exchange", 0):  # it is the optimized images that tell, by their planned labels
+        config = replace(config, method=replace(chosen, exchange=0))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(config.execution.cpu_threads)
     num_images = min(PROBE_IMAGES, config.run.batch_size, config.run.num_images)

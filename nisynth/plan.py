@@ -136,7 +136,8 @@ class Plan:
     @property
     def observes_labels(self) -> bool:
         """Whether labels are what the teacher says of finished images, not the plan's."""
-        return bool(self.identity["method"].get("labels") == "observed")
+        method = self.identity["method"]
+        return bool(method.get("labels") == "observed" or method.get("exchange"))
 
     @property
     def num_real_images(self) -> int:

@@ -163,11 +163,13 @@ class Worker:
             balance = class_balance(batch.labels, self.teacher.num_classes)
             if balance >= gate:
                 return None
+            cure = "the images are not of the planned classes: raise method.iterations"
+            if self.config.method.name == "sampling":
+                cure = "the generator leaves classes out: fit it longer or with a higher balance_weight"
             return TaskFailure(
                 "quality_gate",
                 f"task {batch.task.index}: its observed labels have {balance:.1%} of the entropy of balanced"
-                f" classes, under execution.quality_gate {gate:.1%}; the generator leaves classes out: fit it"
-                " longer or with a higher balance_weight, or lower the gate",
+                f" classes, under execution.quality_gate {gate:.1%}; {cure}, or lower the gate",
             )
         if judgement.teacher_accuracy >= gate:
             return None

@@ -16,6 +16,7 @@ from nisynth.synthesis.inversion.method import InversionMethod, Loop, MakeLoop, 
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
 from nisynth.synthesis.inversion.rival import Judged, Rival, competition, load_rival
 from nisynth.synthesis.naturalinversion import config as naturalinversion
+from nisynth.synthesis.naturalinversion.exchange import Observed
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.noise import NoiseConfig, NoiseSynthesizer
 from nisynth.synthesis.protocol import EngineConfig, Method, Synthesizer
@@ -63,6 +64,13 @@ def inverting(model: MakeModel) -> Make:
     return lambda config, teacher, artefacts, loop: loop(config, model)
 
 
+def _make_naturalinversion(
+    config: Any, teacher: Teacher, artefacts: Artefacts, loop: MakeLoop
+) -> Synthesizer:
+    inverted = loop(config, Renderer)
+    return Observed(inverted, teacher, config.exchange) if config.exchange else inverted
+
+
 METHODS: dict[str, MethodRow] = {
     "naturalinversion": MethodRow(
         summary="one generator per batch, with the teacher's features and learned channel scales",
@@ -70,7 +78,7 @@ METHODS: dict[str, MethodRow] = {
         cost=1.0,
         config=naturalinversion.NaturalInversionConfig,
         presets=naturalinversion.PRESETS,
-        make=inverting(Renderer),
+        make=_make_naturalinversion,
     ),
     "deepinversion": MethodRow(
         summary="pixels optimized directly; with method.rival, Adaptive DeepInversion",

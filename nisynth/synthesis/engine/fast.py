@@ -17,7 +17,7 @@ from nisynth.synthesis.engine.precision import resolve
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.synthesis.inversion.curve import LossCurve
-from nisynth.synthesis.inversion.draws import draw
+from nisynth.synthesis.inversion.draws import draw, rendering_rng
 from nisynth.synthesis.inversion.initialization import Weights
 from nisynth.synthesis.inversion.memory import is_out_of_memory, out_of_memory, within_memory
 from nisynth.synthesis.inversion.method import InversionMethod
@@ -99,7 +99,7 @@ class FastSynthesizer:
         if on_step is None:
             for epoch in filter(curve.wants, range(1, config.iterations + 1)):
                 curve.add(epoch, inversion.losses_at(epoch))
-        i_hat = inversion.render()  # line 14
+        i_hat = inversion.render(rendering_rng(task))  # line 14
         return finish_batch(task, i_hat, inversion.kept, curve, self._figures())
 
     def _figures(self) -> dict[str, Any]:

@@ -50,12 +50,13 @@ class Inversion:
             fused.features, partial(precision.autocast, device), shortcuts.identities, shortcuts.layout
         )
         # Adam divides by a root of squared gradients: for a scaled loss, only epsilon needs scaling.
-        self._loss_scale = precision.scale(batch_size)
+        num_optimized = self.model.num_optimized(batch_size)
+        self._loss_scale = precision.scale(num_optimized)
         epsilon, on_gpu = 1e-8 * self._loss_scale, device.type == "cuda"
         self._adam = torch.optim.Adam(self.model.adam_groups(), eps=epsilon, fused=True, capturable=on_gpu)
         factors = self.model.learning_rate_factors(config.iterations)
         self._rates = LearningRates(self._adam, factors, device)
-        self._y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._y = torch.zeros(num_optimized, dtype=torch.int64, device=device)
         self._jitter = torch.zeros((config.iterations, 2, 3), dtype=torch.int64, device=device)
         self._epoch = torch.zeros((), dtype=torch.int64, device=device)
         self._log = torch.zeros((config.iterations, len(self._names)), device=device)
@@ -65,7 +66,7 @@ class Inversion:
     def begin(self, draws: Draws, labels: Tensor) -> None:
         """Writes a task's start over whatever was there before: Algorithm 1, lines 2 and 3."""
         self.model.load_state_dict(draws.weights)
-        self._y.copy_(labels)
+        self._y.copy_(labels[: len(self._y)])
         self._jitter.copy_(draws.jitter)
         self._epoch.zero_()
         self.kept.reset()
@@ -86,12 +87,11 @@ class Inversion:
         """Returns the loss terms of an iteration that is done, counted from 1."""
         return dict(zip(self._names, self._log[iteration - 1].unbind(), strict=True))
 
-    def render(self) -> Tensor:
+    def render(self, rng: torch.Generator) -> Tensor:
         """Returns the kept iterate's images, in float32 and without jitter: line 14."""
         self.kept.restore()
         with torch.no_grad(), untuned():
-            i_hat: Tensor = self.model(self._y)
-        return i_hat
+            return self.model.render(self._y, rng)
 
     def _advance(self) -> None:
         jitter_1, jitter_2 = self._jitter.index_select(0, self._epoch.view(1))[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nisynth.batch import Task
+from nisynth.randomness import torch_seed
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.initialization import Weights
 from nisynth.synthesis.inversion.jitter import draw_jitter
@@ -31,3 +32,8 @@ def draw(task: Task, config: InversionConfig, model: ImageModel) -> Draws:
     rng = torch.Generator(device="cpu").manual_seed(task.seed)
     weights = model.draw_weights(rng)
     return Draws(weights, draw_jitter(config.iterations, config.jitter_px, config.flip, rng))
+
+
+def rendering_rng(task: Task) -> torch.Generator:
+    """Returns the CPU generator of what the rendering of a task's result draws, independent of `draw`'s."""
+    return torch.Generator(device="cpu").manual_seed(torch_seed(task.seed, "render"))

@@ -59,6 +59,18 @@ class ImageModel(nn.Module):
         """Returns what multiplies the learning rates at each step; None where they are constant."""
         return None
 
+    def num_optimized(self, batch_size: int) -> int:
+        """Returns how many of a batch's images are optimized, its first ones; `render` adds the others."""
+        return batch_size
+
+    def render(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Returns the result's images, `(B, 3, H, W)` float32, from the labels of those that were optimized.
+
+        rng: on the CPU, for what a rendering draws; its numbers are nobody else's.
+        """
+        i_hat: Tensor = self(y)
+        return i_hat
+
     def constrain(self) -> None:
         """Puts theta back into its bounds, in place, after each step; by default it has none."""
 

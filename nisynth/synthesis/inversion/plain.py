@@ -7,7 +7,7 @@ import torch
 from nisynth.batch import ImageBatch, Task
 from nisynth.determinism import deterministic
 from nisynth.synthesis.inversion.curve import LossCurve
-from nisynth.synthesis.inversion.draws import draw
+from nisynth.synthesis.inversion.draws import draw, rendering_rng
 from nisynth.synthesis.inversion.initialization import Weights
 from nisynth.synthesis.inversion.iterate import KeptIterate
 from nisynth.synthesis.inversion.jitter import apply_jitter
@@ -44,8 +44,9 @@ class PlainSynthesizer:
 
     def _invert(self, task: Task, on_step: StepCallback | None, start: Weights) -> ImageBatch:
         method, config, teacher = self._method, self._method.config, self._method.teacher
-        y = torch.from_numpy(task.labels.copy()).to(teacher.device)
-        model, terms = method.blank_model(len(y), teacher.device), method.terms()
+        model, terms = method.blank_model(len(task.labels), teacher.device), method.terms()
+        optimized = task.labels[: model.num_optimized(len(task.labels))]
+        y = torch.from_numpy(optimized.copy()).to(teacher.device)
         draws = draw(task, config, model)
         model.load_state_dict(draws.weights | start)  # Algorithm 1, lines 2 and 3: theta_G, theta_P, alpha, z
         jitter = draws.jitter.to(teacher.device)
@@ -69,5 +70,5 @@ class PlainSynthesizer:
 
         kept.restore()
         with torch.no_grad():
-            i_hat = model(y)  # line 14, without jitter
+            i_hat = model.render(y, rendering_rng(task))  # line 14, without jitter
         return finish_batch(task, i_hat, kept, curve)

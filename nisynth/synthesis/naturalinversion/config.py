@@ -59,6 +59,11 @@ class NaturalInversionConfig:
         does not state.
     alpha_mean: alpha begins as N(alpha_mean, alpha_mean / 5), 5 in the paper: far outside of what a pixel can
         be, which short runs do not make good. 2 begins within it.
+    exchange: how many mixed images follow each optimized one, 0 in the paper. Of a batch of B images, the
+        first ceil(B / (1 + exchange)) are optimized; the others are rendered from their generator with half
+        of the channels of one of its maps swapped between two of them, at next to no cost. All labels are
+        then observed: what the teacher says of the decoded image. Raise run.batch_size by as much, to
+        optimize as many at once.
     select: `best` renders the iterate of lowest loss, `last` that of the last iteration (Algorithm 1).
     """
 
@@ -84,6 +89,7 @@ class NaturalInversionConfig:
     scaling: bool = field(default=True, metadata={"added_later": True})
     tv: TVForm = field(default="l2", metadata={"added_later": True})
     alpha_mean: float = field(default=5.0, metadata={"added_later": True})
+    exchange: int = field(default=0, metadata={"added_later": True})
     rival: RivalConfig | None = field(default=None, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
@@ -100,4 +106,5 @@ _RATES_AND_WEIGHTS = (
     "l2_weight",
     "first_bn_multiplier",
     "bn_slack",
+    "exchange",
 )

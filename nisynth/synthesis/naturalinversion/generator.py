@@ -1,5 +1,7 @@
 """The conditional generator G(z|y): Table 6, for images of any size."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,13 +42,20 @@ class GeneratorBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.side_px = side_px
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns `(B, out, side, side)` from `(B, in, h, w)`."""
-        x = F.leaky_relu(self.norm(x), 0.2)
+    def forward(self, x: Tensor, norm_like: Tensor | None = None) -> Tensor:
+        """Returns `(B, out, side, side)` from `(B, in, h, w)`.
+
+        norm_like: maps of x's size whose means and variances normalize x in the place of its own.
+        """
+        x = F.leaky_relu(self.norm(x) if norm_like is None else self._normalized(x, norm_like), 0.2)
         if x.shape[-1] != self.side_px:
             x = F.interpolate(x, size=(self.side_px, self.side_px), mode="nearest")
         out: Tensor = self.conv(x)
         return out
+
+    def _normalized(self, x: Tensor, like: Tensor) -> Tensor:
+        mean, var = like.mean((0, 2, 3)), like.var((0, 2, 3), unbiased=False)
+        return F.batch_norm(x, mean, var, self.norm.weight, self.norm.bias, training=False, eps=self.norm.eps)
 
 
 class Generator(nn.Module):
@@ -67,9 +76,29 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Returns `(B, 3, H, W)` from z `(B, latent_dim)` and one-hot labels y `(B, num_classes)`."""
-        x = self.linear(torch.cat((z, y), dim=1))
-        image: Tensor = self.blocks(x.view(-1, WIDTH, self.start_px, self.start_px))
+        image: Tensor = self.blocks(self._first_map(z, y))
         return image
+
+    def forward_exchanged(self, z: Tensor, y: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Returns `(B, 3, H, W)`, image i with channels of the maps of image B-1-i where a mask says so.
+
+        masks: one `(B, C, 1, 1)` bool for the map that enters each block. Every map is normalized as those
+        of the batch itself are: its statistics belong to what was optimized.
+        """
+        own = mixed = self._first_map(z, y)
+        for block, mask in zip(self.blocks, masks, strict=True):
+            mixed = block(torch.where(mask, own.flip(0), mixed), own)
+            own = block(own)
+        return mixed
+
+    def map_widths(self) -> list[int]:
+        """Returns the channels of the map that enters each block."""
+        norms = (block.norm for block in self.blocks if isinstance(block, GeneratorBlock))
+        return [norm.num_features for norm in norms]
+
+    def _first_map(self, z: Tensor, y: Tensor) -> Tensor:
+        x: Tensor = self.linear(torch.cat((z, y), dim=1))
+        return x.view(-1, WIDTH, self.start_px, self.start_px)
 
     def draw_weights(self, rng: torch.Generator) -> Weights:
         """Returns fresh initial weights, drawn in the order of the parameters (published code)."""

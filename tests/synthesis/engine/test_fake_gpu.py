@@ -112,6 +112,6 @@ def test_a_step_that_asked_would_be_found(monkeypatch, fake_gpu, make_task):
 def test_what_a_task_leaves_behind_stays_on_the_gpu(monkeypatch, fake_gpu, make_task):
     inversion = begun(monkeypatch, make_task, BFLOAT16)
     inversion.step()
-    images = inversion.render()
+    images = inversion.render(torch.Generator())
     assert (images.device, images.dtype, images.shape) == (GPU, torch.float32, (8, 3, 32, 32))
     assert {term.device for term in inversion.losses_at(1).values()} == {GPU}
