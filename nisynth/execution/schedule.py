@@ -31,11 +31,12 @@ BLAMELESS: frozenset[LossKind] = frozenset({"preempted", "node_died", "unavailab
 class Rules:
     """The limits that decisions go by; the defaults are for tasks of seconds to hours.
 
-    failures, deaths: of one task, before it is quarantined. slot_failures: in a row, before the worker
-    is replaced. slot_deaths: in a row, before the slot is given up. storage_failures: with no success
-    between, before the run ends; a worker whose storage failed gets nothing for storage_pause_s while
-    another's works, and the run goes on. The deadline of a task is max(deadline_floor_s, deadline_factor *
-    p95), a straggler one that takes over max(duplicate_floor_s, duplicate_factor * median).
+    failures, deaths: of one task, before it is quarantined. slot_failures: in a row, before the worker is
+    replaced. slot_deaths: in a row, before the slot is given up. storage_failures: with no success between,
+    before the run ends; a worker whose storage failed gets nothing for storage_pause_s while another's works,
+    and the run goes on, as it does for so long where another worker still starts. The deadline of a task is
+    max(deadline_floor_s, deadline_factor * p95), a straggler one that takes over max(duplicate_floor_s,
+    duplicate_factor * median).
     """
 
     max_failed_tasks: int = 0
@@ -64,6 +65,7 @@ class _Slot:
     deaths: int = 0
     storage_failures: int = 0
     storage_failed_s: float = 0.0
+    storage_fails_since_s: float = 0.0
     last: str = "has not started"
 
     @property
@@ -224,6 +226,8 @@ class Scheduler:
             self.ledger.settle(task, QUARANTINED)
 
     def _storage_failed_in(self, slot: _Slot, message: str, now_s: float) -> None:
+        if not slot.storage_failures:
+            slot.storage_fails_since_s = now_s
         slot.storage_failures += 1
         slot.storage_failed_s = now_s
         self.storage_failed(message)
@@ -235,8 +239,8 @@ class Scheduler:
     def assign(self, now_s: float) -> list[Attempt]:
         """Returns the attempts to start now, an idle worker's first task before any worker's second.
 
-        A worker whose storage just failed waits while that of another one works: the fault may be its
-        machine's alone (a wrong clock, a cut line), and then the others can do what it cannot.
+        A worker whose storage just failed waits while that of another one works, or may once it is up: the
+        fault may be its machine's alone (a wrong clock, a cut line), and the others can do what it cannot.
         """
         started = []
         for numbers in self._free:
@@ -272,7 +276,8 @@ class Scheduler:
         if self.done:
             return
         many = len(self._storage_failures) >= max(self.rules.storage_failures, 2 * self.num_live)
-        if many and all(self._slots[number].storage_failures for number in self._live):
+        working = any(not self._slots[number].storage_failures for number in self._live)
+        if many and not working and not self._another_may_come(now_s):
             raise StorageError(self._storage_failures[-1])
         if all(slot.given_up for slot in self._slots):
             raise Stalled(
@@ -318,7 +323,16 @@ class Scheduler:
         slot = self._slots[number]
         if not slot.storage_failures or now_s - slot.storage_failed_s > self.rules.storage_pause_s:
             return False
-        return any(not self._slots[other].storage_failures for other in self._live)
+        working = any(not self._slots[other].storage_failures for other in self._live)
+        return working or self._another_may_come(now_s)
+
+    def _another_may_come(self, now_s: float) -> bool:
+        """Returns whether a worker still starts while a live one's storage has failed for at most a pause."""
+        starting = sum(not slot.given_up for slot in self._slots) > self.num_live
+        return starting and any(
+            now_s - self._slots[number].storage_fails_since_s <= self.rules.storage_pause_s
+            for number in self._live
+        )
 
     def _doubt(self, number: int) -> tuple[int, int]:
         return self._slots[number].storage_failures, number

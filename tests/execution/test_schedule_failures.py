@@ -71,6 +71,29 @@ class TestApplicationFailures:
         assert scheduler.done
         assert broken > 12
 
+    def test_a_worker_without_storage_waits_for_one_that_still_starts(self) -> None:
+        scheduler = Scheduler(10, 2, Rules(storage_failures=1, in_flight=1), seed=0, now_s=0.0)
+        scheduler.joined(0, 0.0)
+        (canary,) = scheduler.assign(0.0)
+        scheduler.failed(canary, "storage", "the clocks differ", 0.0)
+        scheduler.check(1.0)
+        assert scheduler.assign(1.0) == []
+        scheduler.joined(1, 30.0)
+        (again,) = scheduler.assign(30.0)
+        assert (again.task, again.slot) == (0, 1)
+        scheduler.finished(again, 1.0, 31.0)
+        scheduler.check(31.0)
+        assert [attempt.slot for attempt in scheduler.assign(31.0)] == [1]
+
+    def test_a_worker_that_never_starts_is_waited_for_no_longer_than_a_pause(self) -> None:
+        scheduler = Scheduler(10, 2, Rules(in_flight=1), seed=0, now_s=0.0)
+        scheduler.joined(0, 0.0)
+        for now_s in (0.0, *range(61, 66)):
+            (attempt,) = scheduler.assign(now_s)
+            scheduler.failed(attempt, "storage", "unreachable", now_s)
+        with pytest.raises(StorageError, match="unreachable"):
+            scheduler.check(65.0)
+
     def test_a_run_ends_when_no_worker_has_storage(self) -> None:
         scheduler = make(num_tasks=40, num_slots=2)
         for _ in range(4):
