@@ -20,7 +20,7 @@ COLOURS = torch.tensor([[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8], [0.8,
 TINY_RUN = ["--set", "run.num_images=16", "--set", "run.batch_size=8", "--set", "engine.name=plain"]
 TINY_RUN += ["--set", "method.preset=short", "--set", "method.iterations=40", "--set", "method.latent_dim=16"]
 TINY = {
-    "probe": TINY_RUN,
+    "probe": [*TINY_RUN, "--seconds", "600"],  # all iterations, on a busy machine too
     "run": TINY_RUN,
     "distill": ["--set", "train.epochs=40", "--set", "train.batch_size=8", "--set", "train.lr=0.05"],
     "prune": ["--set", "train.epochs=1", "--set", "train.batch_size=8", "--set", "ratios=[0.3]"],
