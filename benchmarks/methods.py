@@ -27,7 +27,9 @@ import torch
 
 import nisynth
 from nisynth.consumers.distill import LossConfig, distillation_loss
-from nisynth.fitting.one_to_many import GENERATOR_KEY, FitConfig, fit
+from nisynth.fitting import FitConfig, fit
+from nisynth.fitting.fit import GENERATOR_KEY
+from nisynth.fitting.one_to_many import OneToManyConfig
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
 from nisynth.randomness import permutation, torch_seed
@@ -300,12 +302,17 @@ class Benchmark:
     def _fitted(self, folder: Path, method: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the section of a run that samples a generator, fitted for as long as one batch is."""
         presets = METHODS[method["name"]].presets
-        options = {**presets[self.scale.preset], "iterations": self.scale.iterations, **method}
+        options = {
+            **presets[self.scale.preset],
+            "iterations": self.scale.iterations,
+            **method,
+            "name": "one_to_many",
+        }
         config = FitConfig(
             output=str(folder),
             teacher=TeacherConfig(**self.of_teacher),
             batch_size=self.scale.batch_size,
-            method=METHODS[method["name"]].config(**options),
+            method=OneToManyConfig(**options),
         )
         with self._costs(f"fits/{folder.name}"):
             fit(config, device=default_device())

@@ -40,6 +40,8 @@ class OneToManyConfig(NaturalInversionConfig):
             raise ConfigError("method.pyramid, method.scaling: must be false; one generator makes all images")
         if self.rival is not None:
             raise ConfigError("method.rival: a fit has none")
+        if self.exchange:
+            raise ConfigError("method.exchange: a fit finishes no batch to mix; leave it out")
 
 
 class OneToMany:

@@ -151,3 +151,8 @@ def test_the_verb(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "after 2 iterations" in done.stdout
     assert "iteration 2 of 2: total" in done.stderr
+
+
+def test_a_fit_exchanges_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"^method\.exchange: a fit finishes no batch to mix"):
+        OneToManyConfig(exchange=1)
