@@ -114,7 +114,8 @@ def test_a_signal_ends_the_driver_and_its_actors(
     tmp_path: Path, start: Start, ray_cluster: str, number: signal.Signals, exit_code: int
 ) -> None:
     tell(tmp_path / "faults", "wait")
-    process = start(faulty_config(tmp_path), "--address", ray_cluster)
+    config = faulty_config(tmp_path)
+    process = start(config, "--address", ray_cluster)
     wait_until(actors)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -122,6 +123,12 @@ def test_a_signal_ends_the_driver_and_its_actors(
     assert "Traceback" not in err
     assert number != signal.SIGTERM or "stopped by SIGTERM; run again to resume" in err
     wait_until(lambda: not actors())
+    if number == signal.SIGTERM:
+        (tmp_path / "faults" / "wait").unlink()
+        again = start(config, "--address", ray_cluster)
+        _, err = again.communicate(timeout=300)
+        assert again.returncode == 0, err
+        check_whole(tmp_path, TASKS)
 
 
 def test_a_cluster_of_its_own_listens_on_loopback_only_and_leaves_nothing(
