@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, counted
 from nisynth.execution.simulate import Costs, Prediction, costs_of, simulate
 from nisynth.progress import format_seconds
 from nisynth.series.run import open_run
@@ -39,9 +39,12 @@ def predictions(num_tasks: int, gpus: Sequence[int], costs: Costs, loss_per_hour
     ]
 
 
-def as_table(found: Sequence[Prediction], num_bytes: int, price: float | None) -> Table:
+def as_table(found: Sequence[Prediction], num_bytes: int, price: float | None, num_tasks: int) -> Table:
     """Returns the predictions, a row each. num_bytes: of the whole set. price: of a GPU-hour."""
-    table = Table(box=None)
+    caption = "a row is one simulated run on that many GPUs, each a worker"
+    if found[-1].gpus == num_tasks:
+        caption += f"; more than {counted(num_tasks, 'task')} keep no more GPUs busy"
+    table = Table(box=None, caption=caption, caption_justify="left")
     names = ["GPUs", "makespan", "GPU-hours", "wasted", "used", "after canary", "requests", "MB"]
     for name in [*names, *(["cost"] if price is not None else [])]:
         table.add_column(name, justify="right", no_wrap=True)

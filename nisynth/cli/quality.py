@@ -255,12 +255,15 @@ def _figures(found: "Quality") -> Table:
 
 def _classes(found: "Quality") -> Table:
     compared = ("FD diagonal", "floor", "coverage", "floor") if found.real is not None else ()
-    table = Table("class", "images", "teacher", "independent", *compared, box=None)
     rows = found.classes
+    judged = any(row.independent_accuracy is not None for row in rows)
+    table = Table("class", "images", "teacher", *(["independent"] if judged else []), *compared, box=None)
     if len(rows) > MOST_CLASSES:
         rows = tuple(sorted(rows, key=lambda row: -(row.fd_diagonal or 0.0))[: MOST_CLASSES // 2])
     for row in rows:
-        rates = [_number(rate, ".1%") for rate in (row.teacher_accuracy, row.independent_accuracy)]
+        rates = [_number(row.teacher_accuracy, ".1%")]
+        if judged:
+            rates.append(_number(row.independent_accuracy, ".1%"))
         pair = (row.fd_diagonal, row.fd_diagonal_floor, row.coverage, row.coverage_floor)
         figures = [_number(value, ".3g") for value in pair[: len(compared)]]
         table.add_row(Text(printable(row.name)), f"{row.n:,}", *rates, *figures)

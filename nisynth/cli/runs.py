@@ -89,7 +89,7 @@ def plan(
         if name != "predictions":
             out.print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
     if found:
-        out.print(predictions.as_table(found, facts["estimated_bytes"], gpu_hour_price))
+        out.print(predictions.as_table(found, facts["estimated_bytes"], gpu_hour_price, planned.num_tasks))
 
 
 def run(

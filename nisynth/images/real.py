@@ -102,10 +102,12 @@ def _table(file: str) -> pa.Table:
         data = read_url(file)
     except NotFound:
         raise ConfigError(f"data {file}: there is no such object; check the URL") from None
+    if not data.startswith(b"PAR1"):
+        raise ConfigError(f"data {file}: not a Parquet file; name one, or a folder with a folder a class")
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except _ARROW_ERRORS as error:
-        raise DataError(f"data {file}: not a Parquet file, or damaged ({one_line(error)})") from None
+        raise DataError(f"data {file}: a damaged Parquet file ({one_line(error)})") from None
 
 
 def _columns(file: str, table: pa.Table) -> tuple[list[Encoded], npt.NDArray[np.int64]]:

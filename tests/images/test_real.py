@@ -191,7 +191,10 @@ def test_a_file_of_another_kind_or_damaged(tmp_path: Path, made: pa.Table, messa
 
 def test_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "set.parquet").write_bytes(b"<html>404</html>")
-    with pytest.raises(DataError, match=r"not a Parquet file, or damaged"):
+    with pytest.raises(ConfigError, match=r"not a Parquet file; name one, or a folder"):
+        load_real_set(str(tmp_path / "set.parquet"))
+    (tmp_path / "set.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(DataError, match=r"a damaged Parquet file \("):
         load_real_set(str(tmp_path / "set.parquet"))
 
 
