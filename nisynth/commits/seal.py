@@ -128,13 +128,17 @@ def read_manifest(run: Run) -> list[ManifestRow]:
             f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says;"
             f" `nisynth redo {run.store.url} --bad`"
         )
-    return [run.numbered(number, row) for number, data in enumerate(manifests) for row in _rows(data)]
+    return [
+        run.numbered(number, row)
+        for number, (part, data) in enumerate(zip(run.rounds, manifests, strict=True))
+        for row in _rows(data, part.plan.num_tasks)
+    ]
 
 
-def _rows(data: bytes) -> Iterator[ManifestRow]:
+def _rows(data: bytes, num_tasks: int) -> Iterator[ManifestRow]:
     try:
         schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
-        for row in _read(data).cast(schema).to_pylist():
+        for row in _read(data, num_tasks).cast(schema).to_pylist():
             yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"{MANIFEST_KEY}: is no manifest of a run ({one_line(error)})") from None
@@ -185,10 +189,33 @@ def create_same(store: Store, key: str, data: bytes) -> None:
     raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
 
 
-def _read(data: bytes) -> pa.Table:
-    """Returns the table of a Parquet file, read in this thread.
+def _read(data: bytes, num_tasks: int) -> pa.Table:
+    """Returns the table of a manifest, read in this thread. Raises ValueError for one that no seal wrote.
 
     `read_table` goes through pyarrow's scanner, whose threads may still hold the bytes when Python ends, and
     then they end the process by SIGABRT: seen once at the end of a complete run on a busy machine.
     """
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    _check_footer(file, num_tasks)
+    return file.read(use_threads=False)
+
+
+def _check_footer(file: pq.ParquetFile, num_tasks: int) -> None:
+    """Raises ValueError before a small file unfolds into a large table.
+
+    Every encoding but PLAIN lets a file of a few KB hold gigabytes, and so does compression: what the footer
+    says of the uncompressed columns is held to what as many rows of ours can take.
+    """
+    found = file.metadata
+    if {field.name: field.type for field in file.schema_arrow} != _COLUMNS:
+        raise ValueError(f"its columns are not {list(_COLUMNS)} of a manifest's types")
+    if found.num_rows != num_tasks:
+        raise ValueError(f"{found.num_rows} rows, the run has {num_tasks} tasks")
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    for chunk in chunks:
+        if not {"PLAIN", "RLE"}.issuperset(chunk.encodings):
+            raise ValueError(f"column {chunk.path_in_schema} is encoded as {chunk.encodings}")
+    size_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+    if size_bytes > MAX_DOCUMENT_BYTES + _ROW_BYTES * num_tasks:
+        raise ValueError(f"unfolds to {size_bytes} bytes, more than {num_tasks} rows can take")
