@@ -44,7 +44,7 @@ VALUES = st.recursive(
 
 
 def mutated(document: Any, choose: Callable[[int], int], value: Any) -> Any:
-    """Returns the document with one of its values, at any depth, replaced, or left out where `value` is `...`."""
+    """Returns the document with one value, at any depth, replaced, or left out where `value` is `...`."""
     children = list(document) if isinstance(document, dict) else range(len(document))
     chosen = children[choose(len(children))]
     child = document[chosen]
@@ -71,12 +71,14 @@ def test_any_plan_is_used_or_refused(tmp_path: Path, data: st.DataObject, value:
     document["fingerprint"] = fingerprint(document["identity"])
     try:
         plan = Plan(json.loads(json.dumps(document)))
-    except DataError as error:
-        assert "\n" not in str(error)
+    except DataError:
         return
     assert len(plan.classes) == plan.num_classes
     assert plan.rows(plan.num_tasks - 1) >= 1
-    assert repr(plan) and plan.shard_files and plan.normalization and plan.num_real_images >= 0
+    assert repr(plan)
+    assert plan.shard_files
+    assert plan.normalization
+    assert plan.num_real_images >= 0
 
 
 @bounded
@@ -87,8 +89,7 @@ def test_any_commit_is_used_or_refused(tmp_path: Path, data: st.DataObject, valu
     document = mutated(json.loads(run.store.get(key)), chooser(data), value)
     try:
         commit = Commit.from_json(json.dumps(document).encode(), key, run.plan)
-    except DataError as error:
-        assert "\n" not in str(error)
+    except DataError:
         return
     assert run.misfit(commit) is None
     assert commit.to_json()
