@@ -151,6 +151,10 @@ class Commit:
             numbers += point.values()
         if not all(_is_number(number) for number in numbers):
             return "curve, timings_s, a time or a figure hold what is no number"
+        try:
+            json.dumps([self.figures, self.versions], allow_nan=False)  # what is read can be written again
+        except ValueError:
+            return "figures or versions hold what is no finite number"
         return None
 
 

@@ -95,6 +95,16 @@ def test_any_commit_is_used_or_refused(tmp_path: Path, data: st.DataObject, valu
     assert commit.to_json()
 
 
+@pytest.mark.parametrize("field", ["figures", "versions"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_commit_with_a_number_that_json_lacks_is_refused(tmp_path: Path, field: str, number: str) -> None:
+    run = prepared(tmp_path)
+    key = commit_key(run.plan.fp12, 1)
+    text = json.dumps(json.loads(run.store.get(key)) | {field: {"extra": ["PLACE"]}})
+    with pytest.raises(DataError, match="figures or versions hold what is no finite number"):
+        Commit.from_json(text.replace('"PLACE"', number).encode(), key, run.plan)
+
+
 @bounded
 @given(position=st.integers(0, 10**6), byte=st.integers(1, 255), cut=st.booleans())
 def test_no_altered_byte_of_a_shard_goes_unseen(tmp_path: Path, position: int, byte: int, cut: bool) -> None:
