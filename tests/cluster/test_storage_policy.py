@@ -96,6 +96,7 @@ def test_each_role_may_do_its_work_and_no_other(proxy: FaultProxy, s3_url: str, 
     assert refused(proxy, "writer") == {"DELETE quarantine"}
 
 
+@pytest.mark.slow
 def test_a_writer_may_make_a_series_and_clear_away_what_its_rivals_saved(
     proxy: FaultProxy, s3_url: str, tmp_path: Path
 ) -> None:

@@ -125,7 +125,9 @@ def test_a_worker_that_dies_after_the_result_is_stored_costs_no_second_training(
     assert not any("failed" in line for line in said)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 7), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 7), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_command_with_its_code(
     ray_cluster: str, world: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:

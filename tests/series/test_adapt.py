@@ -170,6 +170,7 @@ def test_every_verb_of_a_run_takes_a_series(
     assert "19 images of 5 shards in the cache" in out
 
 
+@pytest.mark.slow
 def test_a_series_in_s3_is_the_series_of_a_folder(
     world: Path, tmp_path: Path, s3_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
