@@ -16,7 +16,7 @@ from nisynth.cli.quality import (
     TeacherWeightsOption,
     measured,
 )
-from nisynth.errors import DataError, counted
+from nisynth.errors import ConfigError, DataError, counted
 from nisynth.progress import printable
 
 AnyUrlArgument = Annotated[
@@ -92,7 +92,8 @@ def card(
     from nisynth.report.preview import draw_preview
     from nisynth.series.run import open_run
 
-    run = open_run(url)
+    run, folder = open_run(url), Path(output)
+    _refuse_another_readme(folder / CARD_KEY, run.plan.fingerprint)
     found = measured(
         url,
         Yardstick(
@@ -104,7 +105,12 @@ def card(
         ),
         narrator(quiet),
     )
-    folder = Path(output)
     draw_preview(run, str(folder / SHEET), rows=8)
     write_file(str(folder / CARD_KEY), measured_card(run, found).encode())
     out.print(f"{folder / CARD_KEY}, {folder / SHEET}")
+
+
+def _refuse_another_readme(path: Path, fingerprint: str) -> None:
+    """Raises ConfigError where a file that is not this run's card would be lost."""
+    if path.is_file() and fingerprint not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"output {path}: is not this run's card; name another folder with --output")

@@ -76,6 +76,10 @@ def test_the_command_adds_what_it_measured(tmp_path: Path, monkeypatch: pytest.M
     assert nisynth("card", tmp_path / "run", "-o", tmp_path).returncode == 2  # not complete
     commit_all(run)
     seal(run)
+    (tmp_path / "README.md").write_text("of a project")
+    refused = nisynth("card", tmp_path / "run", "-o", tmp_path)
+    assert (refused.returncode, refused.stderr.count("is not this run's card")) == (2, 1)
+    assert (tmp_path / "README.md").read_text() == "of a project"
     ended = nisynth("card", tmp_path / "run", "-o", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
     card = run.store.get("README.md").decode()
