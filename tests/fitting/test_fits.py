@@ -1,6 +1,7 @@
 """DAFL, DFAD and WGAN-GP through the public door, killed and resumed, and runs over what they leave."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,8 @@ def test_a_fit_that_is_killed_goes_on_bit_for_bit(real: Path, tmp_path: Path) ->
         words += ["--set", override]
     process = subprocess.Popen(
         [sys.executable, "-m", "nisynth", *words],
+        # Other numbers of threads round otherwise, and an earlier test may have set this process's.
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
