@@ -1,6 +1,6 @@
 """Small CIFAR-10 classifiers that differ in what R_BN's scale depends on, and how each is trained.
 
-    python benchmarks/zoo.py --data ../shared/data/cifar10-train-10k.parquet --out /tmp/zoo [NAME ...]
+    python benchmarks/zoo.py --data TRAIN.parquet --test TEST.parquet --out DIR [NAME ...]
 
 writes NAME.safetensors for each that is not there yet: minutes each on one CPU core. They are not good
 classifiers; they are other people's: another architecture, initialization, weight decay, normalization or
@@ -175,9 +175,9 @@ def main() -> None:
     """Trains what is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(ZOO), metavar="NAME")
-    parser.add_argument("--data", default="../shared/data/cifar10-train-10k.parquet")
-    parser.add_argument("--test", default="../shared/data/cifar10-test.parquet")
-    parser.add_argument("--out", default="/tmp/zoo")
+    parser.add_argument("--data", required=True, help="real images to train on")
+    parser.add_argument("--test", required=True, help="real images to measure on")
+    parser.add_argument("--out", required=True, help="a folder")
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,9 +6,16 @@ from typing import Annotated
 
 import typer
 
-from nisynth.cli.options import JsonOption, QuietOption, SetOption
+from nisynth.cli.options import (
+    ActorsOption,
+    ClusterOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    executor_of,
+    with_workers,
+)
 from nisynth.cli.output import narrator, out
-from nisynth.errors import ConfigError
 from nisynth.progress import format_seconds
 
 
@@ -19,8 +26,8 @@ def adapt(
         str,
         typer.Option(help="`local`: all in this process; `ray`: actors, and Ray Train for rivals."),
     ] = "local",
-    workers: Annotated[int | None, typer.Option(help="Actors (execution.workers).")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
+    workers: ActorsOption = None,
+    address: ClusterOption = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -29,13 +36,11 @@ def adapt(
     from nisynth.series.conductor import adapt as carry_out
     from nisynth.series.config import load_adapt_config
 
-    if executor not in ("local", "ray"):
-        raise ConfigError(f"--executor {executor!r}: use local or ray")
-    overrides = [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]
+    chosen = executor_of(executor)
     report = carry_out(
-        load_adapt_config(config, overrides),
+        load_adapt_config(config, with_workers(set_, workers)),
         store,
-        executor="ray" if executor == "ray" else "local",
+        executor=chosen,
         address=address,
         progress=not quiet,
         say=narrator(quiet),

@@ -1,8 +1,10 @@
 """The arguments and options that several verbs take."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from nisynth.errors import ConfigError
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config such as `demo`.")
@@ -20,3 +22,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress; results, notes and errors stay.")
 ]
+ActorsOption = Annotated[int | None, typer.Option("--workers", help="Actors (execution.workers).")]
+ClusterOption = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster; none: one on this machine.")
+]
+
+
+def executor_of(named: str) -> Literal["local", "ray"]:
+    """Returns what `--executor` names. Raises ConfigError."""
+    if named not in ("local", "ray"):
+        raise ConfigError(f"--executor {named!r}: use local or ray")
+    return "ray" if named == "ray" else "local"
+
+
+def with_workers(set_: list[str], workers: int | None) -> list[str]:
+    """Returns the overrides of a config, with `--workers` among them where it was given."""
+    return [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]

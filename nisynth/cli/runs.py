@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nisynth.cli.options import ConfigArgument, JsonOption, QuietOption, SetOption, UrlArgument
+from nisynth.cli.options import (
+    ActorsOption,
+    ClusterOption,
+    ConfigArgument,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    UrlArgument,
+    executor_of,
+    with_workers,
+)
 from nisynth.cli.output import out, shards_shown
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
@@ -98,8 +108,8 @@ def run(
     executor: Annotated[
         str, typer.Option(help="`local`: one worker in this process; `ray`: actors.")
     ] = "local",
-    workers: Annotated[int | None, typer.Option(help="Actors (execution.workers).")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; none: one on this machine.")] = None,
+    workers: ActorsOption = None,
+    address: ClusterOption = None,
     set_: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -108,16 +118,14 @@ def run(
     from nisynth.config import load_config
     from nisynth.execution.run import run as carry_out
 
-    if executor not in ("local", "ray"):
-        raise ConfigError(f"--executor {executor!r}: use local or ray")
-    overrides = [*set_, *([f"execution.workers={workers}"] if workers is not None else [])]
-    resolved = load_config(config, overrides)
+    chosen = executor_of(executor)
+    resolved = load_config(config, with_workers(set_, workers))
     if not as_json:
         _note_last_batch(resolved)
     report = carry_out(
         resolved,
         store,
-        executor="ray" if executor == "ray" else "local",
+        executor=chosen,
         address=address,
         progress=not quiet,
     )
