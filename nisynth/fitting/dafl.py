@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nisynth.errors import ConfigError
-from nisynth.fitting.fit import FitConfig
+from nisynth.fitting.fit import FitConfig, take_step
 from nisynth.fitting.with_student import StudentFit, StudentFitConfig
 from nisynth.teachers import Teacher
 from nisynth.teachers.trace import Site, reading
@@ -92,11 +92,11 @@ class DAFL(StudentFit):
         logits = terms.pop("logits")
         if self._options.student_steps == 0:
             terms["distillation"] = distillation_loss(logits.detach(), self.logits(images.detach()))
-        self.take(self.of_generator, terms["total"])
+        take_step(self.of_generator, terms["total"])
         if self._options.student_steps == 0:
-            self.take(self.of_student, terms["distillation"])
+            take_step(self.of_student, terms["distillation"])
         for number in range(self._options.student_steps):
-            terms["distillation"] = self._student_step(iteration, number)
+            terms["distillation"] = self.student_step(iteration, number, distillation_loss)
         return terms | {"class_balance": self.balance(logits)}
 
     def _generator_terms(self, images: Tensor) -> dict[str, Tensor]:
@@ -112,15 +112,6 @@ class DAFL(StudentFit):
             terms["activation"] = activation_loss(features[0])
             total = total + options.activation_weight * terms["activation"]
         return {**terms, "total": total, "logits": logits}
-
-    def _student_step(self, iteration: int, number: int) -> Tensor:
-        self.fitted.train(self.method.generator_mode == "train")
-        with torch.no_grad():
-            images = self.images(iteration, "student", number)
-            answers = self.teacher.logits(images)
-        loss = distillation_loss(answers, self.logits(images))
-        self.take(self.of_student, loss)
-        return loss
 
 
 def _last_linear(teacher: Teacher) -> Site:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from nisynth.fitting.fit import take_step
 from nisynth.fitting.with_student import Mode, StudentFit, StudentFitConfig
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -43,20 +43,11 @@ class DFAD(StudentFit):
         self.networks.train()
         terms: dict[str, Tensor] = {}
         for number in range(self.method.student_steps):
-            terms["student"] = self._student_step(iteration, number)
+            terms["student"] = self.student_step(iteration, number, discrepancy)
         self.fitted.train()
         self.student.train(self.config.method.student_mode == "train")
         images = self.images(iteration)
         answers = self.teacher.logits(images)
         terms["total"] = -discrepancy(answers, self.logits(images))
-        self.take(self.of_generator, terms["total"])
+        take_step(self.of_generator, terms["total"])
         return terms | {"class_balance": self.balance(answers)}
-
-    def _student_step(self, iteration: int, number: int) -> Tensor:
-        self.fitted.train(self.method.generator_mode == "train")
-        with torch.no_grad():
-            images = self.images(iteration, "student", number)
-            answers = self.teacher.logits(images)
-        loss = discrepancy(answers, self.logits(images))
-        self.take(self.of_student, loss)
-        return loss

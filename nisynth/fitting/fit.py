@@ -111,6 +111,14 @@ class Fitting(Protocol):
         """Returns the report's accuracies, where there is a student and a test set."""
 
 
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Takes one optimizer's step on a loss, 0-dim; no other weights get a gradient."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    optimizer.zero_grad()
+    torch.autograd.backward(loss, inputs=weights)
+    optimizer.step()
+
+
 def fit_with(
     make: Callable[[FitConfig, Teacher], Fitting],
     config: FitConfig,

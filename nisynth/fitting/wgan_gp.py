@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nisynth.errors import ConfigError
 from nisynth.fitting.critics import DCGANCritic, ResNetCritic
-from nisynth.fitting.fit import FitConfig
+from nisynth.fitting.fit import FitConfig, take_step
 from nisynth.fitting.with_student import make_generator
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
@@ -162,7 +162,7 @@ class WGANGP:
         if logits is not None:
             terms["real_ce"] = F.cross_entropy(logits, labels)
             loss = loss + options.class_weight_critic * terms["real_ce"]
-        self._take(1, loss)
+        take_step(self.optimizers[1], loss)
         return {name: term.detach() for name, term in terms.items()}
 
     def _generator_step(self, iteration: int) -> dict[str, Tensor]:
@@ -175,15 +175,8 @@ class WGANGP:
         if logits is not None:
             terms["fake_ce"] = F.cross_entropy(logits, labels)
             loss = loss + options.class_weight_generator * terms["fake_ce"]
-        self._take(0, loss)
+        take_step(self.optimizers[0], loss)
         return {**terms, "total": loss}
-
-    def _take(self, which: int, loss: Tensor) -> None:
-        optimizer = self.optimizers[which]
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=weights)
-        optimizer.step()
 
     def _batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Returns real images in -1..1 and their labels, drawn with replacement."""

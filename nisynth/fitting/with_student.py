@@ -5,6 +5,7 @@ each difference is one field of the config, and the presets name the combination
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from nisynth.consumers.student import StudentConfig, student_network
 from nisynth.errors import ConfigError
-from nisynth.fitting.fit import FitConfig
+from nisynth.fitting.fit import FitConfig, take_step
 from nisynth.images.real import load_real_set
 from nisynth.synthesis.generators import GENERATORS, FittedGenerator, GeneratorSpec
 from nisynth.synthesis.judgement import class_balance
 from nisynth.teachers import Teacher
 from nisynth.teachers.checkpoint import hash_weights
-from nisynth.teachers.operations import first_tensor
+from nisynth.teachers.logits import logits_of
 from nisynth.teachers.predict import accuracy
 
 Mode = Literal["train", "eval"]
@@ -143,16 +144,22 @@ class StudentFit:
 
     def logits(self, images: Tensor) -> Tensor:
         """Returns the student's logits `(B, C)`."""
-        logits = first_tensor(self.student(images))
-        assert logits is not None
-        return logits
+        return logits_of(self.student(images), len(images), self.teacher.num_classes)
 
-    def take(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Takes one optimizer's step on a loss; no other weights get a gradient."""
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=weights)
-        optimizer.step()
+    def student_step(
+        self, iteration: int, number: int, loss_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Takes the student's step `number` of an iteration, on fresh images; returns its loss, 0-dim.
+
+        loss_of: of the teacher's and the student's logits, `(B, C)` each.
+        """
+        self.fitted.train(self.method.generator_mode == "train")
+        with torch.no_grad():
+            images = self.images(iteration, "student", number)
+            answers = self.teacher.logits(images)
+        loss = loss_of(answers, self.logits(images))
+        take_step(self.of_student, loss)
+        return loss
 
     def balance(self, logits: Tensor) -> Tensor:
         """Returns how balanced the classes that the teacher sees are, 0..1."""
