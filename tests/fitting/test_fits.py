@@ -70,6 +70,15 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(name: str, real: Path, tmp_path:
             assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
+@pytest.mark.parametrize("name", ["dafl", "dfad"])
+def test_features_before_a_students_logits_change_no_fit(name: str, real: Path, tmp_path: Path) -> None:
+    curves = []
+    for arch in ("TinyNet", "FeaturesFirst"):
+        method = {**METHODS[name], "student": {"arch": f"tests.tiny:{arch}"}}
+        curves.append(fit(config(tmp_path / arch, method, real)).curve)
+    assert curves[0] == curves[1]
+
+
 def sampling(generator: Path, **execution: Any) -> dict[str, Any]:
     return {
         "run": {"num_images": 10, "batch_size": 4},
