@@ -108,7 +108,7 @@ class SyntheticDataset(Dataset[Any]):
         self._joined = {row.task: 0 for row in view.shards}
         self._epochs_begun = 0
         self._loaded: LabelledImages | None = None
-        self._source: tuple[int, ShardSource] | None = None
+        self._sources: dict[int, ShardSource] = {}
 
     def __len__(self) -> int:
         return len(self.view)
@@ -305,17 +305,19 @@ class SyntheticDataset(Dataset[Any]):
     @property
     def source(self) -> ShardSource:
         """The decoded shards; every process has its own, since threads and connections do not travel."""
-        if self._source is None or self._source[0] != os.getpid():
+        process = os.getpid()
+        if process not in self._sources:
             settings = self._settings
             cache = None if settings.cache is None else DecodedCache(settings.cache, settings.cache_bytes)
             run = self._kind(open_store(self.url), self._plan)
-            self._source = os.getpid(), ShardSource(run, cache, settings.ram_bytes)
-        return self._source[1]
+            # Several threads may come first together; one's is taken by all. A fork must find no lock held.
+            self._sources.setdefault(process, ShardSource(run, cache, settings.ram_bytes))
+        return self._sources[process]
 
     def __getstate__(self) -> dict[str, Any]:
         if self._follower is not None:
             raise ConfigError(f"{self.url}: a followed run cannot be sent to another process; open it there")
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_sources": {}}
 
     def _show(self, view: View, joined: Mapping[int, int], epoch: int) -> None:
         if view.content_sha256 != self.view.content_sha256:

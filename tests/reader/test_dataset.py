@@ -5,7 +5,9 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from nisynth import open_dataset
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.errors import DataError, IncompleteRun, PlanMismatch
-from nisynth.storage import open_store
+from nisynth.storage import Store, open_store
 from tests.tiny import commit_all, fake_batch, keys, tiny_plan
 
 
@@ -195,6 +197,22 @@ def test_a_damaged_cache_entry_is_fetched_again(tmp_path: Path) -> None:
     third = open_dataset(run.store.url, cache=tmp_path / "cache")
     assert torch.equal(third.load().pixels, pixels)
     assert (third.source.stats.damaged, third.source.stats.fetched_bytes) == (0, 0)
+
+
+def test_threads_that_come_first_together_share_one_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(make_run(tmp_path).store.url, cache=tmp_path / "cache")
+    together = Barrier(4)
+
+    def open_store_together(url: str) -> Store:
+        together.wait(timeout=60)
+        return open_store(url)
+
+    monkeypatch.setattr("nisynth.reader.dataset.open_store", open_store_together)
+    with ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(lambda _: dataset.source, range(4)))
+    assert len({id(source) for source in sources}) == 1
 
 
 def test_a_cache_that_cannot_be_written_slows_nothing_down_but_fetching(tmp_path: Path) -> None:
