@@ -20,6 +20,7 @@ from nisynth.execution.events import (
     WorkerLost,
     WorkerReady,
 )
+from nisynth.storage import Store
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
 GAUGES = {
@@ -33,7 +34,10 @@ COUNTERS = {
     "nisynth_images": ("Images that this driver's workers committed.", ("run",)),
     "nisynth_compute_seconds": ("Seconds of GPU (or CPU) compute of committed tasks.", ("run",)),
     "nisynth_failures": ("Failed attempts by kind.", ("run", "kind")),
-    "nisynth_store_retries": ("Requests to the store that workers had to send again.", ("run",)),
+    "nisynth_store_retries": (
+        "Requests to the store that were sent again, by sender: driver or workers.",
+        ("run", "sender"),
+    ),
     "nisynth_worker_losses": ("Lost workers by kind.", ("run", "kind")),
 }
 HISTOGRAMS = {
@@ -45,14 +49,18 @@ HISTOGRAMS = {
 
 
 class RayMetrics:
-    """A listener that keeps the metrics of one run up to date while this process is connected to Ray."""
+    """A listener that keeps the metrics of one run up to date while this process is connected to Ray.
 
-    def __init__(self, fp12: str) -> None:
-        self._run = {"run": fp12}
+    store: the driver's own, whose retries count beside those of the workers.
+    """
+
+    def __init__(self, fp12: str, store: Store) -> None:
+        self._run, self._store = {"run": fp12}, store
         self._metrics: dict[str, Any] = {}
         self._total = self._committed = self._quarantined = 0
         self._ready: set[int] = set()
         self._aboard: dict[str, int] = {}
+        self._told_retries = 0
 
     def __call__(self, event: Event) -> None:
         if not ray.is_initialized():  # before the connection, or after it
@@ -63,6 +71,7 @@ class RayMetrics:
             self._metrics = _made()
         self._count(event)
         self._record(event)
+        self._count_driver_retries()
         self._set_gauges()
 
     def _count(self, event: Event) -> None:
@@ -89,8 +98,7 @@ class RayMetrics:
             case TaskDone():
                 for stage, seconds in event.receipt.seconds.items():
                     self._metrics["nisynth_stage_seconds"].observe(seconds, {**self._run, "stage": stage})
-                if event.receipt.store_retries:
-                    self._metrics["nisynth_store_retries"].inc(event.receipt.store_retries, self._run)
+                self._count_retries("workers", event.receipt.store_retries)
                 if event.receipt.outcome != "other":
                     self._metrics["nisynth_images"].inc(event.receipt.rows, self._run)
                     self._metrics["nisynth_compute_seconds"].inc(event.receipt.compute_s or 0.0, self._run)
@@ -98,6 +106,14 @@ class RayMetrics:
                 self._metrics["nisynth_failures"].inc(1, {**self._run, "kind": event.kind})
             case WorkerLost():
                 self._metrics["nisynth_worker_losses"].inc(1, {**self._run, "kind": event.kind})
+
+    def _count_driver_retries(self) -> None:
+        told, self._told_retries = self._told_retries, self._store.retries
+        self._count_retries("driver", self._told_retries - told)
+
+    def _count_retries(self, sender: str, number: int) -> None:
+        if number:
+            self._metrics["nisynth_store_retries"].inc(number, {**self._run, "sender": sender})
 
     def _set_gauges(self) -> None:
         self._metrics["nisynth_workers"].set(len(self._ready), self._run)

@@ -177,7 +177,7 @@ def _metrics(executor: Executor, joined: Run) -> list[Listener]:
         return []
     from nisynth.execution.metrics import RayMetrics
 
-    return [RayMetrics(joined.plan.fp12)]
+    return [RayMetrics(joined.plan.fp12, joined.store)]
 
 
 def _crew_of(executor: Executor) -> OpenCrew:

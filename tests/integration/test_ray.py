@@ -286,12 +286,14 @@ def scraped() -> str:
 
 
 def test_metrics_are_scraped_and_the_dashboard_names_only_those(
-    tmp_path: Path, s3_url: str, s3_proxy: FaultProxy
+    tmp_path: Path, s3_url: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.endpoint)  # the driver's way to the store, too
     config = faulty_config(tmp_path)
     tell(tmp_path / "faults", "raise-1", "exit-1")
     s3_proxy.inject(Fault("status", verb="PUT", key="data/", status=503, code="SlowDown"))
     s3_proxy.inject(Fault("status", verb="PUT", key="commits/.*-00000003", status=503, code="SlowDown"))
+    s3_proxy.inject(Fault("status", verb="PUT", key=r"plan\.json", status=503, code="SlowDown"))
     assert run(config, s3_url, executor="ray").complete
     mark = f'run="{Run.open(open_store(s3_url)).plan.fp12}"'
 
@@ -306,7 +308,8 @@ def test_metrics_are_scraped_and_the_dashboard_names_only_those(
     images = [line for line in found if line.startswith("ray_nisynth_images_total{")]
     assert [float(line.rpartition(" ")[2]) for line in images] == [24.0]
     retries = [line for line in found if line.startswith("ray_nisynth_store_retries_total{")]
-    assert sum(float(line.rpartition(" ")[2]) for line in retries) == 2.0
+    by_sender = {re.findall(r'sender="(\w+)"', line)[0]: float(line.rpartition(" ")[2]) for line in retries}
+    assert by_sender == {"driver": 1.0, "workers": 2.0}
     assert any('kind="raised"' in line for line in found)
     assert any('kind="worker_died"' in line for line in found)
     dashboard = (REPO / "cluster" / "grafana-dashboard.json").read_text()
