@@ -26,6 +26,7 @@ from nisynth.shards import OutputConfig
 from nisynth.synthesis import METHODS, EngineConfig, Method
 from nisynth.synthesis.naturalinversion.exchange import check_exchange
 from nisynth.teachers import TeacherConfig
+from nisynth.teachers.registry import REGISTRY
 
 Owner = TypeVar("Owner")
 MAX_DEPTH, MAX_VALUES, MAX_INT_BITS = 50, 100_000, 128
@@ -43,7 +44,12 @@ class MethodChoice(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """The target set: how many images, how many per generator, from which seed."""
+    """The target set: so many images, in batches, from one seed.
+
+    num_images: images of the whole set; 256,000 are the paper's 256k. batch_size: images of one task,
+    which are synthesized together and become one shard. seed: of all randomness, 0..2^63-1; another seed
+    gives another set.
+    """
 
     num_images: int = 256_000
     batch_size: int = 256
@@ -146,7 +152,7 @@ def read_values(
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as everybody who writes them expects: `1e-3` is one, `1:30` is not 90, nor `010` 8."""
+    """Values as YAML 1.2 reads them: `1e-3` is a number, `1:30` is not 90, nor `010` 8, nor `no` false."""
 
 
 # Dates stay strings: no field is one, and a string gets the field's own message.
@@ -154,10 +160,13 @@ _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag.rpartition(":")[2] not in ("timestamp", "int", "float")
+        if tag.rpartition(":")[2] not in ("timestamp", "int", "float", "bool")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
     re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
@@ -179,10 +188,7 @@ def _read(source: str, kind: str) -> dict[str, Any]:
     elif source in shipped_configs(kind):
         text = (resources.files("nisynth") / "configs" / kind / f"{source}.yaml").read_text(encoding="utf-8")
     else:
-        raise ConfigError(
-            f"config {source!r}: no such file, and no shipped config of that name;"
-            f" shipped: {', '.join(shipped_configs(kind))}"
-        )
+        raise ConfigError(f"config {source!r}: {_not_a_config(source, kind)}")
     try:
         values = yaml.load(text, Loader=_Loader)
     except (ValueError, RecursionError) as error:
@@ -196,6 +202,17 @@ def _read(source: str, kind: str) -> dict[str, Any]:
         held = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise ConfigError(f"config {source}: {held}; expected sections such as `run:`")
     return values
+
+
+def _not_a_config(source: str, kind: str) -> str:
+    shipped = f"shipped: {', '.join(shipped_configs(kind))}"
+    if source not in REGISTRY:
+        return f"no such file, and no shipped config of that name; {shipped}"
+    section = "student" if kind in ("distill", "scratch") else "teacher"
+    return (
+        f"the name of an arch, not of a config; write `{section}: {{arch: {source}}}` into a YAML file, or"
+        f" take a shipped config with --set {section}.arch={source}; {shipped}"
+    )
 
 
 def _unreadable(error: Exception) -> str:
@@ -339,7 +356,8 @@ def _describe(section: str, error: Any) -> str:
         return f"{'.'.join(map(str, parts[:-1]))}: {_shown(error['input'])} has too few values"
     if error["type"] == "missing":
         return f"{place}: missing"
-    return f"{place}: {_shown(error['input'])}: {error['msg'].removeprefix('Input ')}"
+    expected = "write true or false" if error["type"] == "bool_type" else error["msg"].removeprefix("Input ")
+    return f"{place}: {_shown(error['input'])}: {expected}"
 
 
 def check_keys(values: Mapping[str, Any], valid: Mapping[str, Any], prefix: str) -> None:

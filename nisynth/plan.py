@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, get_args
 import numpy as np
 
 from nisynth.batch import Task
-from nisynth.errors import DataError
+from nisynth.errors import DataError, counted
 from nisynth.identity import counted_fields, fingerprint, versions
 from nisynth.images import MAX_PX, Normalization, Pixels
 from nisynth.randomness import hashed_order, key
@@ -105,7 +105,8 @@ class Plan:
             raise DataError(f"{self.KEY}: its fingerprint does not match its content; it was changed by hand")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.fp12}: {self.num_tasks:,} tasks, {self.num_images:,} images)"
+        size = f"{counted(self.num_tasks, 'task')}, {counted(self.num_images, 'image')}"
+        return f"{type(self).__name__}({self.fp12}: {size})"
 
     @property
     def fp12(self) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nisynth.config import load_config, shipped_configs
+from nisynth.config import load_config, load_consumer_config, shipped_configs
+from nisynth.consumers.scratch import ScratchConfig
 from nisynth.errors import ConfigError
 from nisynth.synthesis import NaturalInversionConfig
 
@@ -60,6 +61,8 @@ def test_the_five_configs_of_the_design_ship() -> None:
         ({"method": "naturalinversion"}, [], "method: 'naturalinversion' is not a section; write `method: {"),
         ({"method": {"name": ["x"]}}, [], "method.name: ['x'] should be a name"),
         ({"method": {"preset": ["x"]}}, [], "method.preset: ['x'] should be a name"),
+        ({}, ["method.flip=yes"], "method.flip: 'yes': write true or false"),
+        ({}, ["execution.single_writer=1"], "execution.single_writer: 1: write true or false"),
         ({}, ["run.seed=2024-01-01"], "run.seed: '2024-01-01': should be a valid integer"),
         ({}, ["run.num_images"], "write section.key=value"),
         ({}, ["run.num_images.x=1", "run.num_images=3"], "run.num_images: {'x': 1}"),
@@ -73,6 +76,23 @@ def test_each_mistake_has_one_line(values: dict[str, Any], overrides: list[str],
     text = str(caught.value)
     assert message in text
     assert "\n" not in text
+
+
+def test_words_that_yaml_1_1_takes_for_truth_values_stay_words(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("teacher: {arch: resnet20, classes: [yes, no, on, off, y]}\nmethod: {flip: True}\n")
+    config = load_config(path)
+    assert config.teacher.classes == ("yes", "no", "on", "off", "y")
+    assert getattr(config.method, "flip") is True  # noqa: B009  of one method alone
+
+
+def test_the_name_of_an_arch_in_the_place_of_a_config_is_told_what_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"the name of an arch, .* `teacher: \{arch: resnet34\}`"):
+        load_config("resnet34")
+    with pytest.raises(
+        ConfigError, match=r"config 'resnet20': .* --set student\.arch=resnet20; shipped: mob"
+    ):
+        load_consumer_config(ScratchConfig, "resnet20", kind="scratch")
 
 
 def test_no_teacher_is_a_mistake_too() -> None:

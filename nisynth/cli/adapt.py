@@ -16,6 +16,7 @@ from nisynth.cli.options import (
     with_workers,
 )
 from nisynth.cli.output import narrator, out
+from nisynth.errors import counted
 from nisynth.progress import format_seconds
 
 
@@ -49,7 +50,8 @@ def adapt(
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return
     out.print(
-        f"complete: {report.rounds:,} rounds, {report.tasks:,} tasks, {report.images:,} images at"
-        f" {report.url}; {report.executed:,} tasks run now in {format_seconds(report.seconds)}"
+        f"complete: {counted(report.rounds, 'round')}, {counted(report.tasks, 'task')},"
+        f" {counted(report.images, 'image')} at {report.url};"
+        f" {counted(report.executed, 'task')} run now in {format_seconds(report.seconds)}"
     )
     out.print(f"the teacher recognises {report.teacher_accuracy:.1%} of the decoded images")

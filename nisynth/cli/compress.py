@@ -1,7 +1,7 @@
 """The verbs that measure and shrink a network: evaluate and prune."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 
 from nisynth.cli.options import JsonOption, PartialOption, QuietOption, SetOption
 from nisynth.cli.output import narrator, out
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from nisynth.consumers.evaluate import Evaluation
@@ -139,11 +139,32 @@ def _named(network: str) -> str | dict[str, Any]:
 
 
 def _load(source: str | dict[str, Any], overrides: list[str]) -> "Teacher":
-    from nisynth.config import load_config
+    """Returns the teacher that a config of a run, a sweep, a fit or a series names."""
+    from nisynth.config import RunConfig, check_keys, load_config, read_values
+    from nisynth.consumers.prune import PruneConfig
+    from nisynth.fitting import FitConfig
     from nisynth.teachers import load_teacher
     from nisynth.training.device import default_device
 
-    return load_teacher(load_config(source, overrides).teacher, default_device())
+    values = read_values(source, overrides, "")
+    if "student" in values:
+        raise ConfigError(f"config {source}: {_of_its_student(values['student'])}")
+    owners = (RunConfig, PruneConfig, FitConfig)
+    check_keys(values, {field.name: ... for owner in owners for field in fields(owner)} | {"rounds": ...}, "")
+    teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
+    return load_teacher(load_config(teacher).teacher, default_device())
+
+
+def _of_its_student(student: Any) -> str:
+    """Returns what to write in the place of a student's config, which may name a teacher too."""
+    student = student if isinstance(student, dict) else {}
+    kwargs = student.get("kwargs") or {}
+    words = [f"--arch {student.get('arch', 'ARCH')}", "--weights OUTPUT/student.safetensors"]
+    words += [f"--set teacher.kwargs.{name}={value}" for name, value in kwargs.items()]
+    return (
+        f"trains a student; to measure it: `nisynth evaluate {' '.join(words)} --data ...`, where OUTPUT is"
+        " the folder that it was trained into; to measure its teacher, give the run's config"
+    )
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -158,7 +179,7 @@ def _show_evaluation(found: "Evaluation") -> None:
     rates = [(name, rate) for name, rate in found.class_accuracy.items() if rate is not None]
     if len(rates) > MOST_CLASSES:
         rates = sorted(rates, key=lambda pair: pair[1])[: MOST_CLASSES // 2]
-        _print(f"the {len(rates)} classes with the lowest accuracy:")
+        _print(f"the {counted(len(rates), 'class')} with the lowest accuracy:")
     for name, rate in rates:
         _print(f"  {name:16} {rate:.1%}")
     confused = "; ".join(f"{label} as {chosen} {count:,}" for label, chosen, count in found.confused())
@@ -168,14 +189,14 @@ def _show_evaluation(found: "Evaluation") -> None:
         other = found.against
         _print(
             f"{other.network}: accuracy {other.accuracy:.2%}; both choose the same class for"
-            f" {other.agreement:.2%} of the {found.num_images:,} images"
+            f" {other.agreement:.2%} of the {counted(found.num_images, 'image')}"
         )
 
 
 def _show_pruning(report: "PruneReport") -> None:
     partial = "" if report.complete else " (incomplete)"
     _print(
-        f"{report.teacher} fine-tuned on {report.num_images:,} images of run"
+        f"{report.teacher} fine-tuned on {counted(report.num_images, 'image')} of run"
         f" {report.fingerprint[:12]}{partial}; accuracy on {report.test_split},"
         f" N={report.num_test_images:,} ({report.test_set})"
     )

@@ -8,6 +8,7 @@ import typer
 
 from nisynth.cli.options import JsonOption, PartialOption, QuietOption, SetOption
 from nisynth.cli.output import narrator, out
+from nisynth.errors import counted
 
 if TYPE_CHECKING:
     from nisynth.consumers.student_report import StudentReport
@@ -89,8 +90,9 @@ def _show(report: "StudentReport", as_json: bool) -> None:
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return
     out.print(
-        f"{report.student}, {report.num_parameters:,} parameters, trained on {report.num_images:,} images"
-        f" of run {report.fingerprint[:12]}{'' if report.complete else ' (incomplete)'}"
+        f"{report.student}, {report.num_parameters:,} parameters, trained on"
+        f" {counted(report.num_images, 'image')} of run {report.fingerprint[:12]}"
+        f"{'' if report.complete else ' (incomplete)'}"
     )
     if report.test_accuracy is not None:
         against = ""
@@ -98,7 +100,7 @@ def _show(report: "StudentReport", as_json: bool) -> None:
             ratio = report.test_accuracy / report.teacher_accuracy
             against = f"; the teacher {report.teacher_accuracy:.2%}, student over teacher {ratio:.3f}"
         out.print(
-            f"accuracy {report.test_accuracy:.2%} on {report.num_test_images:,} real images"
+            f"accuracy {report.test_accuracy:.2%} on {counted(report.num_test_images, 'real image')}"
             f" ({report.test_set}){against}"
         )
     out.print(f"{report.output}: student.safetensors, result.json, curve.png")

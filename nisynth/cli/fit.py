@@ -8,6 +8,7 @@ import typer
 
 from nisynth.cli.options import JsonOption, QuietOption, SetOption
 from nisynth.cli.output import narrator, out
+from nisynth.errors import counted
 
 
 def fit(
@@ -35,6 +36,8 @@ def fit(
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return
-    out.print(f"generator {report.sha256[:12]} after {report.iterations:,} iterations at {resolved.output}")
+    out.print(
+        f"generator {report.sha256[:12]} after {counted(report.iterations, 'iteration')} at {resolved.output}"
+    )
     if report.test_accuracy is not None:
         out.print(f"student: {report.test_accuracy:.2%} on {report.test_set}")

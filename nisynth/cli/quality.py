@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nisynth.cli.options import JsonOption, QuietOption, UrlArgument
-from nisynth.cli.output import narrator, out
+from nisynth.cli.output import narrator, out, show_training
+from nisynth.errors import counted
 from nisynth.progress import printable
 from nisynth.series.run import open_run
 
@@ -73,16 +74,8 @@ def quality(
     Of a student's folder, it says the accuracies.
     """
     from nisynth.evaluation.measure import Yardstick
-    from nisynth.report.build import read_result
-    from nisynth.report.training_page import summary
 
-    trained = read_result(url)
-    if trained is not None:  # a student, whose quality is its accuracy
-        head, numbers = summary(trained, url)
-        if as_json:
-            out.print_json(json.dumps(numbers))
-        else:
-            _print(f"{head}: " + ", ".join(f"{name} {value}" for name, value in numbers.items()))
+    if show_training(url, as_json):  # a student, whose quality is its accuracy
         return
     by = Yardstick(
         real=real,
@@ -138,7 +131,7 @@ def tsne(
     passes = Passes(say)
     features = [embed(images, opened.network, on_images=passes) for images in (opened.synthetic, opened.real)]
     layers = [*(layer for layer in opened.network.layers if layer.startswith("tap")), POOL]
-    say(f"drawing {len(layers)} maps")
+    say(f"drawing {counted(len(layers), 'map')}")
     maps = map_layers(features[0], features[1], layers, points)
     title = (
         f"{opened.network.name}: {maps[0].num_each:,} images of {opened.synthetic.split} and as many of"
@@ -205,14 +198,14 @@ class Passes:
     def __call__(self, done: int, total: int) -> None:
         now_s = self._clock()
         if done == total or now_s - self._said_s > EVERY_S:
-            self._say(f"embedded {done:,} of {total:,} images")
+            self._say(f"embedded {done:,} of {counted(total, 'image')}")
             self._said_s = now_s
 
 
 def _show(found: "Quality") -> None:
-    _print(f"{found.num_images:,} images, {found.synthetic_split} ({found.synthetic})")
+    _print(f"{counted(found.num_images, 'image')}, {found.synthetic_split} ({found.synthetic})")
     if found.real is not None:
-        _print(f"{found.num_real:,} real images, split {found.real_split} ({found.real})")
+        _print(f"{counted(found.num_real, 'real image')}, split {found.real_split} ({found.real})")
     teacher = (
         "" if found.independent else ", which is the teacher itself: give another for an independent view"
     )
@@ -232,8 +225,8 @@ def _show(found: "Quality") -> None:
     copies = found.copies
     beside = "" if copies.real_near_share is None else f" (real {copies.real_near_share:.1%})"
     _print(
-        f"copies: {copies.exact:,} images equal an earlier one; of {copies.n:,}, {copies.near_share:.1%}"
-        f" have a near duplicate{beside}, {copies.clusters:,} clusters are left"
+        f"copies: {counted(copies.exact, 'image')} equal to an earlier one; of {copies.n:,},"
+        f" {copies.near_share:.1%} have a near duplicate{beside}, {counted(copies.clusters, 'cluster')} left"
     )
     _print(f"pixels: {_pixels(found)}")
     for note in found.notes:

@@ -19,11 +19,11 @@ from nisynth.cli.options import (
     executor_of,
     with_workers,
 )
-from nisynth.cli.output import out, shards_shown
+from nisynth.cli.output import out, shards_shown, show_training
 from nisynth.cli.watch import describe, follow
 from nisynth.commits import Run, audit
 from nisynth.commits.status import status as read_status
-from nisynth.errors import ConfigError, DataError, counted
+from nisynth.errors import ConfigError, DataError, PlanMismatch, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.series.by_url import verify as judge
@@ -152,8 +152,14 @@ def status(
 
     It compares sizes and reads no image: `nisynth verify --deep` does.
     --watch ends with 0 when the run is complete, with 3 when only quarantined tasks are left.
+    Of the folder of a student, a pruning sweep or a generator it says what that is.
     """
-    opened = open_run(url)
+    try:
+        opened = open_run(url)
+    except PlanMismatch:
+        if show_training(url, as_json):
+            return COMPLETE
+        raise
     if watch:
         last = follow(opened, Console(highlight=False), every, as_json)
         return DataError.exit_code if last.damaged else COMPLETE if last.complete else PARTIAL

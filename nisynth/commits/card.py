@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nisynth.errors import counted
 from nisynth.plan import Plan
 from nisynth.shards import features
 
@@ -49,7 +50,7 @@ def write_card(
     return f"""---
 {yaml.dump(metadata, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9).rstrip()}
 ---
-# {plan.num_images:,} synthetic images, {size}, {plan.num_classes} classes
+# {counted(plan.num_images, "synthetic image")}, {size}, {counted(plan.num_classes, "class")}
 {sheet}
 {_origin(plan)}
 
@@ -137,7 +138,9 @@ def _origin(plan: Plan) -> str:
 def _real_images(plan: Plan, extras: Extras) -> str:
     if plan.num_real_images:
         sha256 = _cell(plan.identity["method"]["real_images"].get("sha256", ""))
-        used = f"The generator was fitted to {plan.num_real_images:,} real images (sha256 `{sha256}`)."
+        used = (
+            f"The generator was fitted to {counted(plan.num_real_images, 'real image')} (sha256 `{sha256}`)."
+        )
         return f"{used} {extras.real_images}".strip()
     if extras.real_images:
         return f"None was used to make the set. {extras.real_images}"

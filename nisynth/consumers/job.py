@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 from nisynth.consumers.student import STUDENT_KEY, Job, JobConfig, teacher_accuracy, train_student
 from nisynth.consumers.student_report import StudentReport, store_report, stored_report
 from nisynth.consumers.training_log import Say
+from nisynth.errors import counted
 from nisynth.storage import Store, open_store
 from nisynth.teachers.checkpoint import read_checkpoint
 from nisynth.teachers.predict import accuracy
@@ -48,7 +49,7 @@ def run_job(
         say(f"{config.output}: done already; nothing to train")
         if job.test is not None and config.test_set != done.test_set:
             done = _measured_anew(job, store, done)
-            say(f"measured anew on {done.num_test_images:,} real images ({done.test_set})")
+            say(f"measured anew on {counted(done.num_test_images, 'real image')} ({done.test_set})")
         return done
     if config.workers > 1 or on_cluster:
         from nisynth.consumers.ray_train import train_with_ray

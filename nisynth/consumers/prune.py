@@ -32,7 +32,7 @@ from nisynth.consumers.prune_report import (
 )
 from nisynth.consumers.streamed import source_of
 from nisynth.consumers.training_log import Say, TrainingLog, silent
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, counted
 from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
@@ -152,7 +152,7 @@ class _Sweep:
         accuracy_pruned = self._accuracy(pruned)
         self.say(
             f"{name}: {left.parameters:,} parameters, {left.macs:,} MACs, accuracy {accuracy_pruned:.2%};"
-            f" fine-tuning on {len(self.dataset):,} images"
+            f" fine-tuning on {counted(len(self.dataset), 'image')}"
         )
         history = self._fine_tune(pruned, ratio)
         data = network_bytes(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nisynth.errors import DataError
+from nisynth.errors import DataError, counted
 from nisynth.report.curves import pruning_curves
 from nisynth.storage import NotFound, Store
 from nisynth.training.checkpoints import check_identity
@@ -78,7 +78,7 @@ def draw_figure(report: PruneReport) -> bytes:
         },
         report.accuracy,
         f"{report.teacher} pruned by L1 norm, fine-tuned {epochs} epochs by {by}"
-        f" on {report.num_images:,} synthetic images of run {report.fingerprint[:12]};"
+        f" on {counted(report.num_images, 'synthetic image')} of run {report.fingerprint[:12]};"
         f" accuracy on {report.test_split}, N={report.num_test_images:,}",
     )
 

@@ -14,7 +14,7 @@ from torch import nn
 from nisynth.consumers.streamed import source_of
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report
 from nisynth.consumers.training_log import Say, TrainingLog
-from nisynth.errors import ConfigError, TeacherError, one_line
+from nisynth.errors import ConfigError, TeacherError, counted, one_line
 from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
@@ -205,8 +205,9 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     config, dataset, device = job.config, job.dataset, default_device()
     store = open_store(config.output)
     fp12, classes = dataset.fingerprint[:12], dataset.num_classes
-    so_far = f" of {dataset.num_images_at_end:,}" if dataset.follows else ""
-    say(f"{len(dataset):,}{so_far} images in {classes} classes of run {fp12}, on {device}")
+    so_far = f"{len(dataset):,} of " if dataset.follows else ""
+    images = counted(dataset.num_images_at_end, "image")
+    say(f"{so_far}{images} in {classes} classes of run {fp12}, on {device}")
     source = source_of(dataset, config.train, device, say)
     num_epochs = config.train.num_epochs(dataset.num_images_at_end)
     log = TrainingLog(say, num_epochs, min(config.train.batch_size, dataset.num_images_at_end))
@@ -235,7 +236,7 @@ def train_student(job: Job, say: Say) -> StudentReport | None:
     if workers()[0] != 0:
         return None
     if job.test is not None and job.teacher is not None:
-        say(f"measuring the teacher on {len(job.test):,} real images")
+        say(f"measuring the teacher on {counted(len(job.test), 'real image')}")
     history = list(trained.history)
     report = _report(job, history, trained.images_per_s)
     _store_result(job, store, report)
@@ -288,6 +289,6 @@ def _store_result(job: Job, store: Store, report: StudentReport) -> None:
     except ImportError:  # a machine with only torch trains too
         pass
     else:
-        title = f"{report.student} on {report.num_images:,} images of run {report.fingerprint[:12]}"
+        title = f"{report.student} on {counted(report.num_images, 'image')} of run {report.fingerprint[:12]}"
         store.put(CURVE_KEY, training_curves(report.history, title))
     store_report(store, report)

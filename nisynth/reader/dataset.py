@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from nisynth.commits import Run
 from nisynth.commits.records import ManifestRow
 from nisynth.commits.seal import read_commits, read_manifest
-from nisynth.errors import ConfigError, DataError, IncompleteRun
+from nisynth.errors import ConfigError, DataError, IncompleteRun, counted
 from nisynth.images import LabelledImages, Normalization
 from nisynth.reader.cursor import Cursor, rank_and_world_size
 from nisynth.reader.follow import FollowConfig, Follower
@@ -114,9 +114,9 @@ class SyntheticDataset(Dataset[Any]):
         return len(self.view)
 
     def __repr__(self) -> str:
-        part = "" if self.complete else f", {len(self.shards):,} of {self._plan.num_tasks:,} shards"
+        part = "" if self.complete else f", {len(self.shards):,} of {counted(self._plan.num_tasks, 'shard')}"
         return (
-            f"SyntheticDataset({self.url!r}: {len(self):,} images, {self.input_px}x{self.input_px},"
+            f"SyntheticDataset({self.url!r}: {counted(len(self), 'image')}, {self.input_px}x{self.input_px},"
             f" {self.num_classes} classes{part}{', in memory' if self._loaded is not None else ''})"
         )
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from nisynth.errors import ConfigError
+from nisynth.errors import ConfigError, counted
 from nisynth.randomness import Int64
 from nisynth.reader.cursor import Cursor
 from nisynth.reader.order import Batches, EpochOrder
@@ -63,8 +63,9 @@ class Stream(IterableDataset[Batch]):
     def __repr__(self) -> str:
         batches, cursor = self._batches, self._cursor
         return (
-            f"Stream({len(cursor.view):,} images, batch_size={batches.batch_size}, rank {batches.rank} of"
-            f" {batches.world_size}, epoch {cursor.epoch}, position {cursor.position:,})"
+            f"Stream({counted(len(cursor.view), 'image')}, batch_size={batches.batch_size},"
+            f" rank {batches.rank} of {batches.world_size}, epoch {cursor.epoch},"
+            f" position {cursor.position:,})"
         )
 
     @property

@@ -5,6 +5,7 @@ from nisynth.commits import Run
 from nisynth.commits.card import Extras, write_card
 from nisynth.commits.seal import read_manifest
 from nisynth.commits.status import status
+from nisynth.errors import counted
 from nisynth.evaluation.quality import Quality
 from nisynth.report.facts import public_name
 
@@ -42,16 +43,18 @@ def _rows(quality: Quality) -> list[tuple[str, str, str]]:
         text = f"{judge.synthetic.accuracy:.1%}"
         if judge.real is not None:
             text += f" (real images {judge.real.accuracy:.1%})"
-        rows.append((f"accuracy of {judge.network}, {role}", text, f"{quality.num_images:,} images"))
+        rows.append((f"accuracy of {judge.network}, {role}", text, counted(quality.num_images, "image")))
     for name, k, label in FIGURES:
         figure = quality.figure(name, k=k)
         if figure is not None:
             floor = "" if figure.floor is None else f" (floor {figure.floor:.3g})"
-            counts = f"{figure.n_generated:,} images against {figure.n_real:,} real"
+            counts = f"{counted(figure.n_generated, 'image')} against {figure.n_real:,} real"
             on = f"{counts}, {quality.embedding}, {figure.layer}"
             rows.append((label, f"{figure.value:.4g}{floor}", on))
     copies = quality.copies
-    rows.append(("near duplicates, cosine above 0.99", f"{copies.near_share:.1%}", f"{copies.n:,} images"))
+    rows.append(
+        ("near duplicates, cosine above 0.99", f"{copies.near_share:.1%}", counted(copies.n, "image"))
+    )
     return rows
 
 
@@ -59,7 +62,7 @@ def _real_images(quality: Quality) -> str:
     if quality.real is None:
         return ""
     return (
-        f"The figures above compare the set with {quality.num_real:,} real images"
+        f"The figures above compare the set with {counted(quality.num_real, 'real image')}"
         f" ({public_name(quality.real)}, split {quality.real_split}); a floor is the same figure with as many"
         " other real images in the place of the synthetic ones."
     )

@@ -200,6 +200,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["as"] = format
+    environment.filters["counted"] = counted
     environment.filters["blank"] = lambda value: "" if value is None else f"{value:.4g}"
     environment.filters["bytes"] = _bytes
     environment.filters["moment"] = _moment

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nisynth.errors import DataError, one_line
+from nisynth.errors import DataError, counted, one_line
 from nisynth.report import sections
 from nisynth.report.charts import loss_charts
 from nisynth.report.losses import loss_bands
@@ -29,15 +29,18 @@ def summary(result: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     try:
         if "points" in result:
             section = pruning_section(result)
-            accuracies = {f"pruned {p['ratio']:g}": p["accuracy_fine_tuned"] for p in section["points"]}
-            return f"{section['teacher']} pruned", {"not pruned": section["accuracy"], **accuracies}
+            points = {f"pruned {p['ratio']:g}": float(p["accuracy_fine_tuned"]) for p in section["points"]}
+            return f"{section['teacher']} pruned", {"not pruned": float(section["accuracy"]), **points}
         if "fit" in result.get("identity", {}):
-            return f"generator fitted by {result['identity']['fit']}", {"iterations": result["iterations"]}
+            return f"generator fitted by {result['identity']['fit']}", {
+                "iterations": int(result["iterations"])
+            }
         student = student_section(result)
-        head = f"{student['student']} trained on {student['num_images']:,} synthetic images"
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        head = f"{student['student']} trained on {counted(student['num_images'], 'synthetic image')}"
+        found = {f"{who} accuracy": student[f"{who}_accuracy"] for who in ("test", "teacher")}
+        return head, {who: None if accuracy is None else float(accuracy) for who, accuracy in found.items()}
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise _not_ours(name, error) from None
-    return head, {f"{who} accuracy": student[f"{who}_accuracy"] for who in ("test", "teacher")}
 
 
 def _not_ours(name: str, error: Exception) -> DataError:
@@ -52,7 +55,7 @@ def _student(result: Mapping[str, Any], name: str) -> bytes:
         line += f", the teacher's {teacher:.2%}"
     document = {
         **_head("student", name, student, line, accuracy is not None),
-        "title": f"{student['student']} trained on {student['num_images']:,} synthetic images",
+        "title": f"{student['student']} trained on {counted(student['num_images'], 'synthetic image')}",
         "student": student,
     }
     identity = sections.flattened(result.get("identity") or {})
@@ -63,9 +66,10 @@ def _pruning(result: Mapping[str, Any], name: str) -> bytes:
     pruning = pruning_section(result)
     best = max((point["accuracy_fine_tuned"] for point in pruning["points"]), default=0.0)
     line = f"accuracy {pruning['accuracy']:.2%} not pruned, {best:.2%} at best when pruned and fine-tuned"
+    images = counted(pruning["num_images"], "synthetic image")
     document = {
         **_head("pruning", name, pruning, line, bool(pruning["points"])),
-        "title": f"{pruning['teacher']} pruned, fine-tuned on {pruning['num_images']:,} synthetic images",
+        "title": f"{pruning['teacher']} pruned, fine-tuned on {images}",
         "pruning": pruning,
     }
     identity = sections.flattened(result.get("identity") or {})

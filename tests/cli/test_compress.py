@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,10 +118,33 @@ def test_prune_and_evaluate_what_is_left(network: Path, real: Path, run: Run, tm
     assert report["config"]["train"]["epochs"] == 1
     assert report["config"]["train"]["lr"] == 0.001
 
+    unpruned, half, _ = (f"{p:.2%}" for p in (report["accuracy"], *accuracies(report)))
+    said = nisynth("status", out).stdout
+    assert said.startswith(
+        f"tests.tiny:TinyNet pruned: not pruned {unpruned}, pruned 0.5 {half}, pruned 0.75"
+    )
+    found = json.loads(nisynth("evaluate", config, "--data", real, "--json").stdout)
+    assert found["accuracy"] == report["accuracy"]  # of the config's teacher
+
     pruned = {"teacher": {**teacher, "weights": str(out / "pruned-75.safetensors")}}
     (tmp_path / "pruned.yaml").write_text(yaml.safe_dump(pruned))
     found = json.loads(nisynth("evaluate", tmp_path / "pruned.yaml", "--data", real, "--json").stdout)
     assert found["accuracy"] == report["points"][1]["accuracy_fine_tuned"]
+
+
+def accuracies(report: dict[str, Any]) -> list[float]:
+    return [point["accuracy_fine_tuned"] for point in report["points"]]
+
+
+def test_a_students_config_is_told_how_to_measure_the_student(real: Path, tmp_path: Path) -> None:
+    config = tmp_path / "student.yaml"
+    student = {"arch": "tests.tiny:TinyNet", "kwargs": {"width": 8}}
+    config.write_text(yaml.safe_dump({"student": student, "teacher": {"arch": "resnet20"}}))
+    told = nisynth("evaluate", config, "--data", real)
+    words = (
+        "--arch tests.tiny:TinyNet --weights OUTPUT/student.safetensors --set teacher.kwargs.width=8 --data"
+    )
+    says(told, 2, "trains a student; to measure it: `nisynth evaluate", words, "give the run's config")
 
 
 def test_the_shipped_configs_are_sound() -> None:
@@ -147,6 +171,7 @@ def test_mistakes(network: Path, real: Path, run: Run, tmp_path: Path) -> None:
     says(nisynth("evaluate", "--arch", "resnet34", *data), 2, "teacher.weights is not given")
     says(nisynth("evaluate", "--arch", "resnet34", "--weights", "no.pt", *data), 2, "no.pt")
     says(nisynth("evaluate", "nowhere.yaml", *data), 2, "config 'nowhere.yaml': no such file")
+    says(nisynth("evaluate", network, *data, "--set", "teachr.input_px=8"), 2, "teachr: unknown key")
     says(nisynth("evaluate", network, "--data", tmp_path / "none"), 2, "there is no such file or folder")
     says(nisynth("evaluate", "--arch", "resnet20", *data), 2, "has 4 classes, the network 10")
     says(

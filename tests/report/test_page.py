@@ -265,13 +265,20 @@ def test_a_damaged_shard_is_said_on_the_page(size: str, tmp_path: Path) -> None:
     assert (ended.returncode, "the run is damaged: run/data/" in ended.stdout) == (1, True)
 
 
-def test_the_quality_of_a_student_is_its_accuracy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["quality", "status"])
+def test_quality_and_status_of_a_student_are_its_accuracy(tmp_path: Path, verb: str) -> None:
     (tmp_path / "result.json").write_text(json.dumps(STUDENT))
-    shown = nisynth("quality", tmp_path)
+    shown = nisynth(verb, tmp_path)
     assert shown.stdout == (
-        "resnet18 trained on 128 synthetic images: test accuracy 0.81, teacher accuracy 0.92\n"
+        "resnet18 trained on 128 synthetic images: test accuracy 81.00%, teacher accuracy 92.00%\n"
     )
-    assert json.loads(nisynth("quality", tmp_path, "--json").stdout)["test accuracy"] == 0.81
+    assert json.loads(nisynth(verb, tmp_path, "--json").stdout)["test accuracy"] == 0.81
+    (tmp_path / "result.json").write_text(json.dumps({**STUDENT, "num_images": 1, "teacher_accuracy": None}))
+    shown = nisynth(verb, tmp_path)
+    assert "trained on 1 synthetic image: " in shown.stdout
+    assert shown.stdout.endswith("teacher accuracy not measured\n")
+    (tmp_path / "result.json").write_text(json.dumps({**STUDENT, "test_accuracy": "most"}))
+    assert nisynth(verb, tmp_path).returncode == 1
 
 
 def test_a_real_set_gives_figures_pairs_and_a_map(tmp_path: Path) -> None:
