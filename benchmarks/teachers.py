@@ -5,24 +5,25 @@
 A teacher is `resnet20` (which ships), NAME=FILE (architecture and normalization from the file's metadata),
 or NAME=ARCH@FILE. Per teacher and seed: the accuracy of the teacher on the decoded images, that of an
 independent network (--judge), R_BN in units of Y, the share of clamped values, the share of images with more
-than a fifth of them, CPU seconds. `--set bn_scale=published` and the like change the method.
+than a fifth of them, CPU seconds. The method is what a config of so many iterations gets by default; `--set
+bn_scale=published` and the like change it.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors import safe_open
 from torch import Tensor
 
 from nisynth.batch import Task
-from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.config import load_config
+from nisynth.synthesis import EngineConfig, Method, make_synthesizer
 from nisynth.synthesis.judgement import judge
 from nisynth.teachers import Teacher, load_teacher
 
@@ -43,12 +44,12 @@ def named_teacher(word: str) -> tuple[str, Teacher]:
 
 
 def measured(
-    teacher: Teacher, independent: Teacher, seed: int, options: Mapping[str, Any], batch_size: int
+    teacher: Teacher, independent: Teacher, seed: int, method: Method, batch_size: int
 ) -> dict[str, float]:
     """Returns the figures of one batch."""
     labels = ((np.arange(batch_size) + seed * batch_size) % teacher.num_classes).astype(np.int64)
     task = Task(index=0, seed=seed * 7919 + 1, labels=labels, rows=batch_size)
-    synthesizer = make_synthesizer(NaturalInversionConfig(**options), EngineConfig(name="fast"), teacher)
+    synthesizer = make_synthesizer(method, EngineConfig(name="fast"), teacher)
     began = time.process_time()
     batch = synthesizer.synthesize(task)
     cpu_s = time.process_time() - began
@@ -75,8 +76,8 @@ def at_32_px(pixels: Tensor) -> Tensor:
 
 def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the figures of every teacher and seed."""
-    method = {"iterations": options.iterations}
-    method |= {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in options.set)}
+    overrides = [f"method.iterations={options.iterations}", *(f"method.{word}" for word in options.set)]
+    method = load_config({"teacher": {"arch": "given by name"}}, overrides).method
     _, independent = named_teacher(options.judge)
     for word in options.names:
         name, teacher = named_teacher(word)

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -107,7 +107,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Raises ConfigError: one line that names the field, the value and what would be right.
     """
-    return _validated(_with_preset(read_values(source, overrides, ""), METHODS))
+    return _validated(_with_preset(read_values(source, overrides, ""), METHODS, _default_preset))
 
 
 def load_consumer_config(
@@ -284,7 +284,17 @@ def _override(values: dict[str, Any], override: str) -> None:
     section[keys[-1]] = value
 
 
-def _with_preset(values: dict[str, Any], methods: Mapping[str, MethodChoice]) -> dict[str, Any]:
+def _default_preset(method: Mapping[str, Any]) -> str | None:
+    """Returns the preset of a run's `method` section that names none."""
+    return METHODS[method["name"]].default_preset(method) if method["name"] in METHODS else None
+
+
+def _with_preset(
+    values: dict[str, Any],
+    methods: Mapping[str, MethodChoice],
+    default: Callable[[Mapping[str, Any]], str | None] = lambda method: None,
+) -> dict[str, Any]:
+    """Returns values whose method has the fields of its preset below its own; `default` names one for it."""
     stated = values.get("method") or {}
     if not isinstance(stated, dict):
         raise ConfigError(f"method: {stated!r} is not a section; write `method: {{name: {stated}}}`")
@@ -293,6 +303,8 @@ def _with_preset(values: dict[str, Any], methods: Mapping[str, MethodChoice]) ->
         if not isinstance(method.get(key, ""), str):
             raise ConfigError(f"method.{key}: {method[key]!r} should be a name")
     preset = method.pop("preset", None)
+    if preset is None:
+        preset = default(method)
     if preset is not None:
         name = method["name"]
         presets = methods[name].presets if name in methods else {}

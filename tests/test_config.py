@@ -9,7 +9,8 @@ import pytest
 from nisynth.config import load_config, load_consumer_config, shipped_configs
 from nisynth.consumers.scratch import ScratchConfig
 from nisynth.errors import ConfigError
-from nisynth.synthesis import NaturalInversionConfig
+from nisynth.synthesis import DeepInversionConfig, NaturalInversionConfig
+from nisynth.synthesis.naturalinversion.config import SHORT_RUN
 
 TEACHER = {"arch": "resnet20"}
 
@@ -31,6 +32,34 @@ def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
     assert method.tv_weight == 1e-3  # file over preset, and 1e-3 is a number
     assert method.bn_weight == 7.0  # flag over preset
     assert config.run.num_images == 512
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        ({"iterations": SHORT_RUN - 1}, (3.0, 2.0)),
+        ({"iterations": SHORT_RUN}, (10.0, 5.0)),
+        ({}, (10.0, 5.0)),
+        ({"iterations": 150, "preset": "cifar10"}, (10.0, 5.0)),
+        ({"iterations": 150, "bn_scale": "published"}, (10.0, 5.0)),
+        ({"iterations": 150, "bn_weight": 7.0}, (7.0, 2.0)),
+        ({"iterations": 600, "preset": "short"}, (3.0, 2.0)),
+    ],
+)
+def test_a_short_run_that_names_no_preset_takes_short(
+    method: dict[str, Any], weights: tuple[float, float]
+) -> None:
+    config = load_config({"teacher": TEACHER, "method": method})
+    found = config.method
+    assert isinstance(found, NaturalInversionConfig)
+    assert (found.bn_weight, found.alpha_mean) == weights
+    assert found.iterations == method.get("iterations", 2000)
+    assert load_config(config.to_dict()) == config
+
+
+def test_other_methods_have_no_preset_for_short_runs() -> None:
+    few = load_config({"teacher": TEACHER, "method": {"name": "deepinversion", "iterations": 150}})
+    assert few.method == DeepInversionConfig(iterations=150)
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -15,6 +15,7 @@ from nisynth.synthesis.inversion.bn_scale import sampling_noise
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution
 from nisynth.synthesis.judgement import Judgement
+from nisynth.synthesis.methods import METHODS
 from nisynth.teachers import Teacher
 
 NOISE_IMAGES = 32
@@ -104,9 +105,20 @@ def balance(teacher: Teacher, method: InversionConfig, batch_size: int) -> dict[
     return {
         "Y": f"{noise.y(batch_size):.3g} at batch size {batch_size}",
         "R_BN of noise": f"{float(raw) / noise.y(num_images):.1f} Y at batch size {num_images}",
-        "weights": f"{weights}, bn_scale {method.bn_scale}",
+        "weights": f"{weights}, bn_scale {method.bn_scale}{_preset(method)}",
         "gradient": f"{bn / (ce + bn):.0%} R_BN, {ce / (ce + bn):.0%} cross-entropy, on noise",
     }
+
+
+def _preset(method: InversionConfig) -> str:
+    """Returns in words the preset whose fields, all but the iterations, a config has; else nothing."""
+    presets = METHODS[method.name].presets
+    same = [
+        name
+        for name, fields in presets.items()
+        if all(getattr(method, field) == value for field, value in fields.items() if field != "iterations")
+    ]
+    return f" (preset {max(same, key=lambda name: len(presets[name]))})" if same else ""
 
 
 def balance_line(teacher: Teacher, method: InversionConfig, batch_size: int) -> str:

@@ -44,6 +44,7 @@ class MethodRow:
     summary: one line for a list. tables: where it stands in the NaturalInversion paper. cost: of an iteration
         relative to NaturalInversion's, in multiplications with a ResNet-34 teacher.
     config: its frozen dataclass. presets: fields of published experiments, by preset.
+    default_preset: the preset of a `method` section that names none, or None.
     make: constructs its synthesizer from its config, the teacher, its artefacts, and what makes the loop that
         `engine` names. `inverting(model)` is that of a method which is one ImageModel.
     uses_engine: whether it runs in such a loop. load: reads the artefacts that its config names.
@@ -55,6 +56,7 @@ class MethodRow:
     config: type[Any]
     presets: Mapping[str, Mapping[str, Any]]
     make: Make
+    default_preset: Callable[[Mapping[str, Any]], str | None] = lambda method: None
     uses_engine: bool = True
     load: Callable[[Any, Teacher], Artefacts] = load_rivals
 
@@ -78,6 +80,7 @@ METHODS: dict[str, MethodRow] = {
         cost=1.0,
         config=naturalinversion.NaturalInversionConfig,
         presets=naturalinversion.PRESETS,
+        default_preset=naturalinversion.default_preset,
         make=_make_naturalinversion,
     ),
     "deepinversion": MethodRow(

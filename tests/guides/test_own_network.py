@@ -18,7 +18,7 @@ from tests.guides.pages import follow, write_files
 CLASSES = ("aster", "daisy", "lily", "rose", "tulip")
 COLOURS = torch.tensor([[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8], [0.8, 0.8, 0.2], [0.2, 0.8, 0.8]])
 TINY_RUN = ["--set", "run.num_images=16", "--set", "run.batch_size=8", "--set", "engine.name=plain"]
-TINY_RUN += ["--set", "method.preset=short", "--set", "method.iterations=40", "--set", "method.latent_dim=16"]
+TINY_RUN += ["--set", "method.iterations=40", "--set", "method.latent_dim=16"]
 TINY = {
     "probe": [*TINY_RUN, "--seconds", "600"],  # all iterations, on a busy machine too
     "run": TINY_RUN,

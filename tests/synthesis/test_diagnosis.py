@@ -53,9 +53,22 @@ def test_a_plan_says_how_the_losses_stand_to_each_other() -> None:
     assert published["Y"] == scaled["Y"]
     assert published["R_BN of noise"] == scaled["R_BN of noise"]
     assert published["gradient"] != scaled["gradient"]
-    assert scaled["weights"] == "ce 1, r_bn 10, tv 0.006, l2 1.5e-05, bn_scale teacher"
+    assert scaled["weights"] == "ce 1, r_bn 10, tv 0.006, l2 1.5e-05, bn_scale teacher (preset cifar10)"
     without = balance(tiny_teacher(), NaturalInversionConfig(bn_weight=0.0), 32)
     assert without["gradient"] == "0% R_BN, 100% cross-entropy, on noise"
+
+
+@pytest.mark.parametrize(
+    ("weights", "preset"),
+    [
+        ({"bn_weight": 3.0, "alpha_mean": 2.0}, "teacher (preset short)"),
+        ({"bn_weight": 3.0}, "teacher (preset cifar100)"),
+        ({"bn_weight": 4.0}, "teacher"),
+    ],
+)
+def test_a_plan_names_the_preset_whose_weights_it_has(weights: dict[str, float], preset: str) -> None:
+    method = NaturalInversionConfig(iterations=77, **weights)  # type: ignore[arg-type]
+    assert balance(tiny_teacher(), method, 32)["weights"].endswith(f"bn_scale {preset}")
 
 
 def test_a_network_that_raises_costs_a_run_no_more_than_the_remark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,15 +26,30 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """The fields of the paper's two experiments (appendix, "Experiments Settings"), and of runs of minutes.
 
 `short` is ours: in some hundred iterations R_BN at weight 10 keeps cross-entropy from falling, and an alpha
-that begins at 5 from coming back to what pixels can be (benchmarks/results/teachers.md).
+that begins at 5 from coming back to what pixels can be (benchmarks/results/teachers.md). It is what a run of
+fewer than SHORT_RUN iterations takes that names no preset.
 """
+
+SHORT_RUN = 500
+"""In iterations: from here on the paper's weights have the time that they need."""
+
+
+def default_preset(method: Mapping[str, Any]) -> str | None:
+    """Returns the preset of a `method` section that names none: `short` for a short run, None for others.
+
+    A section with `bn_scale: published` asks for the paper's loss, and keeps the paper's weights.
+    """
+    iterations = method.get("iterations")
+    is_short = isinstance(iterations, int) and iterations < SHORT_RUN
+    return "short" if is_short and method.get("bn_scale") != "published" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class NaturalInversionConfig:
     """How one batch is inverted. Raises ConfigError for a value that cannot be used.
 
-    iterations: steps of Algorithm 1's inner loop ("inversion epochs").
+    iterations: steps of Algorithm 1's inner loop ("inversion epochs"). Fewer than 500 take the preset `short`
+        where the config names no preset and keeps `bn_scale: teacher`.
     latent_dim: length of z (Table 6).
     lr_generator, lr_pyramid, lr_alpha: Adam's rates, no schedule.
     bn_weight, tv_weight, l2_weight: the lambdas of Eq. 4 and of R_BN.
