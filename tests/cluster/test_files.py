@@ -104,7 +104,7 @@ def test_the_nodes_can_hold_the_workers_of_the_config(manifests: dict[str, Manif
     [container] = group["template"]["spec"]["containers"]
     gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", "0"))
     if "distill.py" in spec["entrypoint"]:
-        load_consumer_config(DistillConfig, config, kind="distill")
+        load_consumer_config(DistillConfig, config, kind="distill", given={"data": "x", "output": "y"})
         assert f"--workers {group['maxReplicas'] * gpus}" in spec["entrypoint"]
         return
     series = "adapt.py" in spec["entrypoint"]

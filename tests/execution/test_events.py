@@ -1,5 +1,6 @@
 """Listeners hear everything, and no listener can hold up, break or end a run."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -7,7 +8,26 @@ import pytest
 
 from nisynth.execution.events import Broadcast, Ended, Event, Listed, Note
 from nisynth.execution.run import begin, execute
+from tests.disks import run_on_small_disk
 from tests.tiny import tiny_config
+
+LOGS_TO_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from nisynth import run
+from nisynth.execution.events import Note
+from tests.tiny import tiny_config
+folder, disk = map(Path, sys.argv[1:])
+log = (disk / "log").open("w")
+def logs(event):
+    log.write(f"{event}\\n" * 1000)
+    log.flush()
+def notes(event):
+    if isinstance(event, Note) and "logs" in event.text:
+        print(event.text)
+report = run(tiny_config(folder), str(folder / "run"), listeners=[logs, notes])
+print(report.exit_code, report.committed)
+"""
 
 
 def test_every_listener_hears_every_event_in_order_and_the_end_last() -> None:
@@ -84,3 +104,11 @@ def test_a_run_whose_listeners_raise_and_hang_is_complete(tmp_path: Path) -> Non
         assert execute(config, joined, tell, "local") == 4
     release.set()
     assert len(joined.committed()) == 4
+
+
+def test_a_run_whose_listener_has_filled_its_disk_is_complete(tmp_path: Path) -> None:
+    disk = tmp_path / "small"
+    command = [sys.executable, "-c", LOGS_TO_A_SMALL_DISK, str(tmp_path), str(disk)]
+    done = run_on_small_disk(command, disk, "64k")
+    failed = "listener logs failed and hears no more of the run: OSError: [Errno 28] No space left on device"
+    assert done.stdout.splitlines() == [failed, "0 4"], done.stderr
