@@ -199,9 +199,7 @@ def main() -> None:
             device="cpu",
         )
         judged = enlarged(test.pixels[:2000], recipe.input_px)
-        recognised = accuracy(
-            network, judged, test.labels[:2000], recipe.normalization, len(CLASSES)
-        )
+        recognised = accuracy(network, judged, test.labels[:2000], recipe.normalization, len(CLASSES))
         data = network_bytes(
             network, arch=f"benchmarks.zoo:{recipe.build.__name__}", normalization=recipe.normalization,
             classes=CLASSES, input_px=recipe.input_px, more={"test_accuracy": f"{100 * recognised:.2f}"},
