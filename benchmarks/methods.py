@@ -4,20 +4,23 @@
     python benchmarks/methods.py WORK --scale night --judge vgg11=cifar10_vgg11.safetensors ...
 
 Every row has equally many images, inverted from the shipped ResNet-20 (or --teacher ARCH=FILE), and one
-student per seed, a network of the teacher's architecture distilled in equally many steps. WORK keeps a run
-(WORK/images/ROW) and the students (WORK/students/ROW/SEED) of each row; the same command again continues
-where the last one ended, and writes WORK/methods.md after each student. `--only ROW ...` makes some rows.
+student per seed, a network of the teacher's architecture distilled in equally many steps. `--image-seeds 3`
+makes three sets a row, each with its students. WORK keeps a run (WORK/images/ROW/IMAGE_SEED) and the students
+(WORK/students/ROW/IMAGE_SEED/SEED) of each set; the same command again continues where the last one ended,
+and writes WORK/methods.md after each student. `--only ROW ...` makes some rows.
 
-`--real` adds the line to beat: as many real images in the place of the synthetic ones.
+`--real` adds the line to beat, as many real images in the place of the synthetic ones, and the row of
+WGAN-GP, which is fitted to all of them.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,9 +30,8 @@ import torch
 
 import nisynth
 from nisynth.consumers.distill import LossConfig, distillation_loss
-from nisynth.fitting import FitConfig, fit
-from nisynth.fitting.fit import GENERATOR_KEY
-from nisynth.fitting.one_to_many import OneToManyConfig
+from nisynth.fitting import FITS, fit, load_fit_config
+from nisynth.fitting.fit import GENERATOR_KEY, STUDENT_KEY
 from nisynth.images import LabelledImages
 from nisynth.images.real import load_real_set
 from nisynth.randomness import permutation, torch_seed
@@ -79,10 +81,10 @@ SCALES = {
 class Row:
     """A line of the table.
 
-    source: where its images come from: a `run` of the method, a run that samples a generator `fit` before,
-    `rounds` (half of the images of row `of`, then a run against a student of that half), row `of` as it is
-    (`same`), or the `real` set. paper: Table 3's accuracy of a student, in percent. student: fields of its
-    TrainConfig.
+    source: where its images come from: a `run` of the method, a run that samples a generator fitted before
+    (`fit`, by that method of `nisynth fit`), `rounds` (half of the images of row `of`, then a run against a
+    student of that half), row `of` as it is (`same`), or the `real` set. needs_real: whether the method reads
+    that set. paper: Table 3's accuracy of a student, in percent. student: fields of its TrainConfig.
     """
 
     title: str
@@ -91,6 +93,7 @@ class Row:
     method: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
     student: Mapping[str, Any] = field(default_factory=dict)
+    needs_real: bool = False
 
 
 GENERATOR_ALONE = {"name": "naturalinversion", "pyramid": False, "scaling": False}
@@ -99,7 +102,18 @@ ROWS: dict[str, Row] = {
     "noise": Row(title="noise: the floor", method={"name": "noise"}),
     "deepinversion": Row(title="DeepInversion", method={"name": "deepinversion"}, paper="42.22"),
     "one_to_many": Row(
-        title="one-to-many: one generator for all images", source="fit", method=GENERATOR_ALONE, paper="19.96"
+        title="one-to-many: one generator for all images",
+        source="fit",
+        method={"name": "one_to_many"},
+        paper="19.96",
+    ),
+    "dafl": Row(title="DAFL", source="fit", method={"name": "dafl"}),
+    "dfad": Row(title="DFAD", source="fit", method={"name": "dfad"}),
+    "wgan_gp": Row(
+        title="WGAN-GP (DCGAN, conditional) on all images of `--real`",
+        source="fit",
+        method={"name": "wgan_gp", "preset": "dcgan", "conditional": True},
+        needs_real=True,
     ),
     "o2o": Row(title="one-to-one (O2O)", method=GENERATOR_ALONE, paper="56.69"),
     "o2o_ftp": Row(
@@ -143,9 +157,14 @@ ROWS: dict[str, Row] = {
 }
 """Every row, by its name in WORK. Rows come after those whose images they take."""
 
+SECOND_HALF = 1000
+"""Between the seeds of the images of a row and of its second half, made against a rival."""
+
 CLAIMS = (
     ("naturalinversion", "deepinversion"),
     ("o2o", "one_to_many"),
+    ("naturalinversion", "dafl"),
+    ("naturalinversion", "dfad"),
     ("adi", "deepinversion"),
     ("naturalinversion_adi", "naturalinversion"),
     ("bn_slack", "naturalinversion"),
@@ -164,11 +183,12 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         numbers: Any = {name: int(value) for name, _, value in (w.partition("=") for w in options.set)}
         self.work, self.seeds = Path(options.work), range(options.seeds)
+        self.draws, self.real_path = range(options.image_seeds), options.real
         self.scale = replace(SCALES[options.scale], **numbers)
         arch, _, weights = options.teacher.partition("=")
         self.of_teacher = {"arch": arch, "weights": weights or None}
         self.teacher: Teacher = load_teacher(TeacherConfig(**self.of_teacher), default_device())
-        self._known: dict[str, tuple[str, str]] = {}
+        self._known: dict[tuple[str, int], tuple[float | None, ...]] = {}
         self.judge: Teacher | None = None
         if options.judge:
             arch, _, weights = options.judge.partition("=")
@@ -179,35 +199,42 @@ class Benchmark:
         self._keep_apart({"scale": asdict(self.scale), "teacher": self.teacher.identity})
 
     def make(self, names: Sequence[str]) -> None:
-        """Makes what the rows lack: of all rows the images and the first student, then the other students."""
-        for seed in self.seeds:
+        """Makes what the rows lack: of all rows a set and its first student, then the others."""
+        for draw, seed in itertools.product(self.draws, self.seeds):
             for name in names:
-                images = self.images(name)
+                images = self.images(name, draw)
                 if images is None:
                     continue
-                found = self.student(images, ROWS[name].student, seed, f"students/{name}/{seed}")
-                print(f"{name}, seed {seed}: {found:.2%}", flush=True)
+                found = self.student(images, ROWS[name].student, seed, f"students/{name}/{draw}/{seed}")
+                print(f"{name}, images {draw}, seed {seed}: {found:.2%}", flush=True)
                 (self.work / "methods.md").write_text(self.table())
 
-    def images(self, name: str) -> LabelledImages | None:
-        """Returns a row's images, made where they are missing; None where there is no real set."""
+    def images(self, name: str, draw: int) -> LabelledImages | None:
+        """Returns a set of a row, made where it is missing; None where it needs a real set and has none.
+
+        draw: its image seed.
+        """
         row, scale = ROWS[name], self.scale
         if row.source == "same":
-            return self.images(row.of)
+            return self.images(row.of, draw)
+        if self.real is None and (row.source == "real" or row.needs_real):
+            return None
         if row.source == "real":
-            return None if self.real is None else balanced(self.real, scale.images)
-        made = self.work / "images" / name
+            assert self.real is not None
+            return balanced(self.real, scale.images, draw)
+        made = self.work / "images" / name / str(draw)
         if row.source == "rounds":
-            base = self.images(row.of)
+            base = self.images(row.of, draw)
             assert base is not None
             half = base[: scale.images // 2]
-            self.student(half, {}, 0, f"rivals/{name}")
-            rival = {"weights": str(self.work / "rivals" / name / "student.safetensors")}
+            self.student(half, {}, 0, f"rivals/{name}/{draw}")
+            rival = {"weights": str(self.work / f"rivals/{name}/{draw}/student.safetensors")}
             method = self._options(row.method) | {"rival": {**rival, "arch": self.of_teacher["arch"]}}
-            return joined(half, self._run(made, method, scale.images - len(half), seed=1))
+            return joined(half, self._run(made, method, scale.images - len(half), seed=SECOND_HALF + draw))
         if row.source == "fit":
-            return self._run(made, self._fitted(self.work / "fits" / name, row.method), scale.images)
-        return self._run(made, self._options(row.method), scale.images)
+            method = self._fitted(self.work / "fits" / name / str(draw), row, draw)
+            return self._run(made, method, scale.images, seed=draw)
+        return self._run(made, self._options(row.method), scale.images, seed=draw)
 
     def student(self, images: LabelledImages, options: Mapping[str, Any], seed: int, place: str) -> float:
         """Returns the accuracy, 0..1, of a student on the test set; trained where it is not there yet."""
@@ -225,7 +252,7 @@ class Benchmark:
         store = open_store(str(folder))
         checkpoints = Checkpoints(store, {"images": pixels, "train": asdict(config)}, every_s=60.0)
         normalization = self.teacher.normalization
-        with self._costs(place):
+        with self._costs(folder):
             loss = distillation_loss(self.teacher, LossConfig())
             train(
                 network,
@@ -262,22 +289,43 @@ class Benchmark:
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         means: dict[str, tuple[float, float]] = {}
-        for name, row in ROWS.items():
-            found = self._found(name)
-            if not found:
-                continue
-            means[name] = sum(found) / len(found), max(found) - min(found)
-            students = " / ".join(f"{100 * one:.1f}" for one in found)
-            spent = sum(self._spent(f"{kind}/{name}") for kind in ("images", "fits", "rivals"))
-            if row.source == "rounds":
-                spent += self._spent(f"images/{row.of}") / 2
-            trained = sum(self._spent(f"students/{name}/{seed}") for seed in self.seeds)
-            lines.append(
-                f"| {row.title} | {' | '.join(self._judged(name))} | {students} | {100 * means[name][0]:.1f}"
-                f" | {'' if row.source in ('same', 'real') else f'{spent / 3600:.3f}'}"
-                f" | {trained / 3600:.3f} | {row.paper} |"
-            )
-        return "\n".join([*lines, "", *_claims(means), ""])
+        for name in ROWS:
+            found = {draw: self._found(name, draw) for draw in self.draws}
+            sets = {draw: accuracies for draw, accuracies in found.items() if accuracies}
+            if sets:
+                means[name] = _mean_and_range(list(itertools.chain.from_iterable(sets.values())))
+                lines.append(self._line(name, sets, means[name][0]))
+        return "\n".join([*lines, "", *self._own_students(), *_claims(means), ""])
+
+    def _line(self, name: str, sets: Mapping[int, Sequence[float]], mean: float) -> str:
+        row = ROWS[name]
+        students = "; ".join(" / ".join(f"{100 * one:.1f}" for one in found) for found in sets.values())
+        made = sum(
+            self._spent(f"{kind}/{name}/{draw}") for kind in ("images", "fits", "rivals") for draw in sets
+        )
+        if row.source == "rounds":
+            made += sum(self._spent(f"images/{row.of}/{draw}") for draw in sets) / 2
+        trained = sum(self._spent(f"students/{name}/{draw}/{seed}") for draw in sets for seed in self.seeds)
+        costs = "" if row.source in ("same", "real") else f"{made / len(sets) / 3600:.3f}"
+        return (
+            f"| {row.title} | {' | '.join(self._judged(name, sets))} | {students} | {100 * mean:.1f}"
+            f" | {costs} | {trained / len(sets) / 3600:.3f} | {row.paper} |"
+        )
+
+    def _own_students(self) -> Iterator[str]:
+        """Yields a line for each fit that trained a student of its own: Table 5's, at this scale."""
+        for name in ROWS:
+            files = [self.work / "fits" / name / str(draw) / STUDENT_KEY for draw in self.draws]
+            found = [
+                load_teacher(arch=self.of_teacher["arch"], weights=str(path)).accuracy(
+                    self.test.pixels, self.test.labels
+                )
+                for path in files
+                if path.exists()
+            ]
+            if found:
+                shown = " / ".join(f"{100 * one:.1f}" for one in found)
+                yield f"- the student that {name} trained with its generator: {shown} %"
 
     def _options(self, method: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the section of a run's config, at this scale."""
@@ -287,7 +335,7 @@ class Benchmark:
             return dict(method)
         return {"iterations": self.scale.iterations, "preset": preset, **method}
 
-    def _run(self, folder: Path, method: Mapping[str, Any], num_images: int, seed: int = 0) -> LabelledImages:
+    def _run(self, folder: Path, method: Mapping[str, Any], num_images: int, *, seed: int) -> LabelledImages:
         config = {
             "run": {"num_images": num_images, "batch_size": self.scale.batch_size, "seed": seed},
             "teacher": self.of_teacher,
@@ -295,51 +343,52 @@ class Benchmark:
             "engine": {"name": "fast"},
             "execution": {"quality_gate": 0.0, "cpu_threads": torch.get_num_threads()},
         }
-        with self._costs(f"images/{folder.name}"):
+        with self._costs(folder):
             nisynth.run(config, str(folder))
         return nisynth.open_dataset(str(folder)).load()
 
-    def _fitted(self, folder: Path, method: Mapping[str, Any]) -> dict[str, Any]:
+    def _fitted(self, folder: Path, row: Row, seed: int) -> dict[str, Any]:
         """Returns the section of a run that samples a generator, fitted for as long as one batch is."""
-        presets = METHODS[method["name"]].presets
-        options = {
-            **presets[self.scale.preset],
-            "iterations": self.scale.iterations,
-            **method,
-            "name": "one_to_many",
-        }
-        config = FitConfig(
-            output=str(folder),
-            teacher=TeacherConfig(**self.of_teacher),
-            batch_size=self.scale.batch_size,
-            method=OneToManyConfig(**options),
-        )
-        with self._costs(f"fits/{folder.name}"):
-            fit(config, device=default_device())
+        scale, method = self.scale, dict(row.method)
+        presets = FITS[method["name"]].presets
+        preset = scale.preset if scale.preset in presets else next(iter(presets))
+        method = {"preset": preset, **method, "iterations": scale.iterations}
+        if row.needs_real:
+            method["data"] = self.real_path
+        elif method["name"] != "one_to_many":
+            method["student"] = {"arch": self.of_teacher["arch"]}
+        values = {"teacher": self.of_teacher, "method": method, "batch_size": scale.batch_size, "seed": seed}
+        with self._costs(folder):
+            fit(load_fit_config({**values, "output": str(folder)}), device=default_device())
         return {"name": "sampling", "generator": str(folder / GENERATOR_KEY)}
 
-    def _found(self, name: str) -> list[float]:
-        results = [self.work / f"students/{name}/{seed}/result.json" for seed in self.seeds]
+    def _found(self, name: str, draw: int) -> list[float]:
+        results = [self.work / f"students/{name}/{draw}/{seed}/result.json" for seed in self.seeds]
         return [json.loads(path.read_text())["test_accuracy"] for path in results if path.exists()]
 
-    def _judged(self, name: str) -> tuple[str, str]:
+    def _judged(self, name: str, draws: Iterable[int]) -> tuple[str, str]:
         """Returns what teacher and independent network recognize of a row's images, in percent."""
-        if name in self._known:
-            return self._known[name]
-        images = self.images(name)
-        assert images is not None
-        networks = (self.teacher, self.judge)
-        of = [
-            None if network is None else network.accuracy(images.pixels, images.labels)
-            for network in networks
-        ]
-        first, second = ("" if one is None else f"{100 * one:.0f}" for one in of)
-        self._known[name] = first, second
+        found = [self._judged_set(name, draw) for draw in draws]
+        first, second = (
+            " / ".join("" if one is None else f"{100 * one:.0f}" for one in column)
+            for column in zip(*found, strict=True)
+        )
         return first, second
 
+    def _judged_set(self, name: str, draw: int) -> tuple[float | None, ...]:
+        if (name, draw) not in self._known:
+            images = self.images(name, draw)
+            assert images is not None
+            self._known[name, draw] = tuple(
+                None if network is None else network.accuracy(images.pixels, images.labels)
+                for network in (self.teacher, self.judge)
+            )
+        return self._known[name, draw]
+
     @contextmanager
-    def _costs(self, place: str) -> Iterator[None]:
-        """Adds the CPU seconds of what is done within to those of a place; a kill -9 loses them."""
+    def _costs(self, folder: Path) -> Iterator[None]:
+        """Adds the CPU seconds of what is done within to those of a folder; a kill -9 loses them."""
+        place = str(folder.relative_to(self.work))
         began_s = time.process_time()
         try:
             yield
@@ -363,9 +412,9 @@ class Benchmark:
         path.write_text(json.dumps(identity))
 
 
-def balanced(images: LabelledImages, count: int) -> LabelledImages:
-    """Returns `count` of the images, every class as often as any other."""
-    order = torch.from_numpy(permutation(len(images), "real"))
+def balanced(images: LabelledImages, count: int, draw: int) -> LabelledImages:
+    """Returns `count` of the images, every class as often as any other. draw: which of many such sets."""
+    order = torch.from_numpy(permutation(len(images), "real", draw))
     labels = images.labels[order]
     number = torch.zeros_like(labels)
     for label in range(int(labels.max()) + 1):
@@ -381,13 +430,17 @@ def joined(one: LabelledImages, other: LabelledImages) -> LabelledImages:
     return replace(one, pixels=pixels, labels=labels)
 
 
+def _mean_and_range(values: Sequence[float]) -> tuple[float, float]:
+    return sum(values) / len(values), max(values) - min(values)
+
+
 def _claims(means: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     """Yields a line for each pair of rows, with the spread that the difference must be read beside."""
     for better, worse in CLAIMS:
         if better in means and worse in means:
             gain = 100 * (means[better][0] - means[worse][0])
             spread = 100 * max(means[better][1], means[worse][1])
-            yield f"- {better} - {worse}: {gain:+.1f} points (between seeds: up to {spread:.1f})"
+            yield f"- {better} - {worse}: {gain:+.1f} points (between students of a row: up to {spread:.1f})"
 
 
 def main() -> None:
@@ -398,7 +451,8 @@ def main() -> None:
     parser.add_argument("--real", metavar="REAL_SET")
     parser.add_argument("--scale", choices=SCALES, default="minutes")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="of the scale")
-    parser.add_argument("--seeds", type=int, default=2, help="students a row")
+    parser.add_argument("--image-seeds", type=int, default=1, help="sets of images a row")
+    parser.add_argument("--seeds", type=int, default=2, help="students a set")
     parser.add_argument("--teacher", default="resnet20", metavar="ARCH[=FILE]")
     parser.add_argument("--judge", metavar="ARCH=FILE", help="an independent network")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
