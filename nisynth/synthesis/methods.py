@@ -41,8 +41,8 @@ def load_rivals(config: InversionConfig, teacher: Teacher) -> Artefacts:
 class MethodRow:
     """What a method brings.
 
-    summary: one line for a list. tables: where it stands in the NaturalInversion paper. cost: of an iteration
-        relative to NaturalInversion's, in multiplications with a ResNet-34 teacher.
+    summary: one line for a list. tables: where it stands in the NaturalInversion paper. cost: of 256 images
+        relative to NaturalInversion's, in multiplications, with a ResNet-34 teacher and the first preset.
     config: its frozen dataclass. presets: fields of published experiments, by preset.
     default_preset: the preset of a `method` section that names none, or None.
     make: constructs its synthesizer from its config, the teacher, its artefacts, and what makes the loop that
@@ -86,7 +86,7 @@ METHODS: dict[str, MethodRow] = {
     "deepinversion": MethodRow(
         summary="pixels optimized directly; with method.rival, Adaptive DeepInversion",
         tables="1, 2, 3, 9",
-        cost=0.55,
+        cost=0.546,
         config=deepinversion.DeepInversionConfig,
         presets=deepinversion.PRESETS,
         make=lambda config, teacher, artefacts, loop: make_stages(config, loop),
