@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nisynth.config import load_config, load_consumer_config, shipped_configs
+from nisynth.config import load_config
+from nisynth.config_loader import load_as, shipped_configs
 from nisynth.consumers.scratch import ScratchConfig
 from nisynth.errors import ConfigError
 from nisynth.synthesis import DeepInversionConfig, NaturalInversionConfig
@@ -121,7 +122,7 @@ def test_the_name_of_an_arch_in_the_place_of_a_config_is_told_what_it_is() -> No
     with pytest.raises(
         ConfigError, match=r"config 'resnet20': .* --set student\.arch=resnet20; shipped: mob"
     ):
-        load_consumer_config(ScratchConfig, "resnet20", kind="scratch")
+        load_as(ScratchConfig, "resnet20", kind="scratch")
 
 
 def test_no_teacher_is_a_mistake_too() -> None:

@@ -101,7 +101,7 @@ def prune_network(
     quiet: QuietOption = False,
 ) -> None:
     """Prune a network by L1 norm and fine-tune it on a run's images, ratio by ratio. Run again to resume."""
-    from nisynth.config import load_consumer_config
+    from nisynth.config_loader import load_as
     from nisynth.consumers.prune import PruneConfig, prune
 
     given = {
@@ -111,9 +111,7 @@ def prune_network(
         "allow_partial": allow_partial,
         "ratios": None if ratios is None else _numbers("--ratios", ratios),
     }
-    resolved = load_consumer_config(
-        PruneConfig, _source(config, arch, weights), set_, kind="prune", given=given
-    )
+    resolved = load_as(PruneConfig, _source(config, arch, weights), set_, kind="prune", given=given)
     report = prune(resolved, say=narrator(quiet))
     if as_json:
         out.print_json(json.dumps(asdict(report)))
@@ -140,7 +138,8 @@ def _named(network: str) -> str | dict[str, Any]:
 
 def _load(source: str | dict[str, Any], overrides: list[str]) -> "Teacher":
     """Returns the teacher that a config of a run, a sweep, a fit or a series names."""
-    from nisynth.config import RunConfig, check_keys, load_config, read_values
+    from nisynth.config import RunConfig, load_config
+    from nisynth.config_loader import check_keys, read_values
     from nisynth.consumers.prune import PruneConfig
     from nisynth.fitting import FitConfig
     from nisynth.teachers import load_teacher

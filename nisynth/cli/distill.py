@@ -44,7 +44,7 @@ def distill(
     quiet: QuietOption = False,
 ) -> None:
     """Train a student on a teacher's answers to a run's images. Run it again to resume."""
-    from nisynth.config import load_consumer_config
+    from nisynth.config_loader import load_as
     from nisynth.consumers.distill import DistillConfig, distill
 
     given = {
@@ -54,7 +54,7 @@ def distill(
         "allow_partial": allow_partial,
         "follow": follow,
     }
-    resolved = load_consumer_config(DistillConfig, config, set_, kind="distill", given=given)
+    resolved = load_as(DistillConfig, config, set_, kind="distill", given=given)
     _show(distill(resolved, address=address, say=narrator(quiet)), as_json)
 
 
@@ -71,7 +71,7 @@ def scratch(
     quiet: QuietOption = False,
 ) -> None:
     """Train a network from scratch on a run's images and labels. Run it again to resume."""
-    from nisynth.config import load_consumer_config
+    from nisynth.config_loader import load_as
     from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
 
     given = {
@@ -81,7 +81,7 @@ def scratch(
         "allow_partial": allow_partial,
         "follow": follow,
     }
-    resolved = load_consumer_config(ScratchConfig, config, set_, kind="scratch", given=given)
+    resolved = load_as(ScratchConfig, config, set_, kind="scratch", given=given)
     _show(train_from_scratch(resolved, address=address, say=narrator(quiet)), as_json)
 
 

@@ -42,12 +42,12 @@ def _sections() -> Iterator[tuple[str, type]]:
     from nisynth.consumers.distill import DistillConfig, LossConfig
     from nisynth.consumers.prune import FineTuneConfig, PruneConfig
     from nisynth.consumers.scratch import ScratchConfig, ScratchTrainConfig
-    from nisynth.consumers.student import StudentConfig
     from nisynth.fitting import FITS, FitConfig
     from nisynth.series.config import RivalTrainConfig, RoundsConfig
     from nisynth.synthesis import METHODS
     from nisynth.synthesis.inversion.rival import RivalConfig
     from nisynth.training import TrainConfig
+    from nisynth.training.student import StudentConfig
 
     for field in dataclasses.fields(RunConfig):
         if field.name == "method":

@@ -18,7 +18,6 @@ from nisynth.consumers.student import (
     base_identity,
     open_data,
     read_test_set,
-    student_network,
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
@@ -28,6 +27,7 @@ from nisynth.reader import SyntheticDataset
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.training import Loss
 from nisynth.training.device import default_device
+from nisynth.training.student import student_network
 
 STORED_KIND = "distil"
 """Stands in identities since the first release: another spelling would resume no student begun before."""

@@ -24,9 +24,9 @@ def config_of(owner: type[Owner], config: Owner | Source, kind: str) -> Owner:
     """Returns the config, read where it is not one yet. kind: the folder of configs/. Raises ConfigError."""
     if isinstance(config, owner):
         return config
-    from nisynth.config import load_consumer_config  # a machine without pydantic is given a config
+    from nisynth.config_loader import load_as  # a machine without pydantic is given a config
 
-    return load_consumer_config(owner, cast(Source, config), kind=kind)
+    return load_as(owner, cast(Source, config), kind=kind)
 
 
 def run_job(

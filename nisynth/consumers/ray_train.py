@@ -17,11 +17,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
+from nisynth.config import ExecutionConfig
 from nisynth.consumers.student import Job, JobConfig, train_student
 from nisynth.consumers.student_report import StudentReport, stored_report
 from nisynth.consumers.training_log import Say, silent
 from nisynth.errors import ConfigError, NisynthError, Stalled, Stopped, one_line
-from nisynth.execution import ExecutionConfig
 from nisynth.execution.cluster import connected, resources, sigterm_noted
 from nisynth.storage import open_store
 from nisynth.training.loop import workers

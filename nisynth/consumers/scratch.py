@@ -14,12 +14,12 @@ from nisynth.consumers.student import (
     base_identity,
     open_data,
     read_test_set,
-    student_network,
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
 from nisynth.errors import ConfigError
 from nisynth.training import TrainConfig, hard_label_loss
+from nisynth.training.student import student_network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ import ray
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 
+from nisynth.config import ExecutionConfig
 from nisynth.errors import ConfigError, NisynthError, NotStarted, Stopped
-from nisynth.execution import ExecutionConfig
 
 ANSWER_S = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20

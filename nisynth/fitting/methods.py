@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nisynth.config import load_consumer_config
+from nisynth.config_loader import load_as
 from nisynth.fitting import dafl, dfad, one_to_many, wgan_gp
 from nisynth.fitting.fit import FitConfig, FitReport, Fitting, OnStep, fit_with
 from nisynth.synthesis.naturalinversion import config as naturalinversion
@@ -76,7 +76,7 @@ def load_fit_config(
     given: Mapping[str, Any] | None = None,
 ) -> FitConfig:
     """Returns a fit's config from a file, a shipped config's name or a mapping. Raises ConfigError."""
-    return load_consumer_config(FitConfig, source, overrides, kind="fit", given=given, methods=FITS)
+    return load_as(FitConfig, source, overrides, kind="fit", given=given, choices={"method": FITS})
 
 
 def fit(config: FitConfig, *, device: str | torch.device = "cpu", on_step: OnStep | None = None) -> FitReport:

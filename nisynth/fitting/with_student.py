@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nisynth.consumers.student import StudentConfig, student_network
 from nisynth.errors import ConfigError
 from nisynth.fitting.fit import FitConfig, take_step
 from nisynth.images.real import load_real_set
@@ -22,6 +21,7 @@ from nisynth.teachers import Teacher
 from nisynth.teachers.checkpoint import hash_weights
 from nisynth.teachers.logits import logits_of
 from nisynth.teachers.predict import accuracy
+from nisynth.training.student import StudentConfig, student_network
 
 Mode = Literal["train", "eval"]
 

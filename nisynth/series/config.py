@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nisynth.config import RunConfig, check_keys, load_config, load_consumer_config, read_values
+from nisynth.config import RunConfig, load_config
+from nisynth.config_loader import check_keys, load_as, read_values
 from nisynth.consumers.distill import DistillConfig, LossConfig
-from nisynth.consumers.student import StudentConfig, student_network
 from nisynth.errors import ConfigError
 from nisynth.identity import counted_fields, fingerprint, versions
 from nisynth.plan import make_plan
@@ -17,6 +17,7 @@ from nisynth.series.plan import MAX_ROUNDS, SeriesPlan, round_sizes
 from nisynth.synthesis.inversion.rival import RivalConfig
 from nisynth.teachers import Teacher
 from nisynth.training import TrainConfig
+from nisynth.training.student import StudentConfig, student_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ def load_adapt_config(source: str | Path | Mapping[str, Any], overrides: Sequenc
     values = read_values(source, overrides, "adapt")
     own = {f.name: f.type for f in fields(_Learning)}
     check_keys(values, own | {f.name: f.type for f in fields(RunConfig)}, "")
-    learning = load_consumer_config(_Learning, {k: v for k, v in values.items() if k in own}, kind="adapt")
+    learning = load_as(_Learning, {k: v for k, v in values.items() if k in own}, kind="adapt")
     rest = {name: value for name, value in values.items() if name not in own}
     method = rest.get("method")
     rival = method.get("rival") if isinstance(method, dict) else None

@@ -2,6 +2,7 @@
 
 loop.py         the steps: SGD, resumable to the bit, by one process or several
 config.py       how a network is trained: rate, schedule, batch, augmentation
+student.py      the network that a training begins with
 source.py       where its batches come from: a whole set on the device; a stream and a generator fit the seam
 batch_norm.py   BatchNorm over the global batch of several workers
 checkpoints.py  a loop's state in a store

@@ -124,7 +124,7 @@ def opened() -> Iterator[World]:
         proxy = stack.enter_context(FaultProxy(server.endpoint))
         world = World(folder, server, proxy, "")
         stack.enter_context(surrounded({**settings, **world.environment, "RAY_TMPDIR": str(folder)}))
-        from nisynth.execution import ExecutionConfig
+        from nisynth.config import ExecutionConfig
         from nisynth.execution.cluster import connected
 
         world.nodes = Nodes()

@@ -15,7 +15,7 @@ from PIL import Image
 from nisynth.cli import execute
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.config import load_consumer_config, shipped_configs
+from nisynth.config_loader import load_as, shipped_configs
 from nisynth.consumers.prune import PruneConfig
 from nisynth.storage import open_store
 from tests.tiny import commit_all, tiny_config, tiny_plan, tiny_weights
@@ -151,10 +151,10 @@ def test_the_shipped_configs_are_sound() -> None:
     assert set(shipped_configs("prune")) == {"demo", "cifar10_resnet34", "cifar100_resnet34"}
     places = {"data": "d", "output": "o", "test_set": "t"}
     for name in shipped_configs("prune"):
-        load_consumer_config(PruneConfig, name, kind="prune", given=places)
-    paper = load_consumer_config(PruneConfig, "cifar10_resnet34", kind="prune", given=places)
+        load_as(PruneConfig, name, kind="prune", given=places)
+    paper = load_as(PruneConfig, "cifar10_resnet34", kind="prune", given=places)
     by_hand = {"teacher": {"arch": "resnet34", "weights": "cifar10_resnet34.safetensors"}}
-    assert paper == load_consumer_config(PruneConfig, by_hand, kind="prune", given=places)
+    assert paper == load_as(PruneConfig, by_hand, kind="prune", given=places)
 
 
 def test_mistakes(network: Path, real: Path, run: Run, tmp_path: Path) -> None:

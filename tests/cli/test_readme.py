@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nisynth.cli.verbs import command_line
-from nisynth.config import load_config, load_consumer_config, shipped_configs
+from nisynth.config import load_config
+from nisynth.config_loader import load_as, shipped_configs
 from nisynth.consumers.distill import DistillConfig
 from nisynth.consumers.prune import PruneConfig
 from nisynth.consumers.scratch import ScratchConfig
@@ -31,7 +32,7 @@ def load(verb: str, name: str, options: dict[str, Any]) -> None:
     overrides = list(options["set_"])
     given = {key: options[key] for key in ("data", "output", "test_set") if key in options}
     if verb in CONSUMERS:
-        load_consumer_config(CONSUMERS[verb], name, overrides, kind=verb, given=given)
+        load_as(CONSUMERS[verb], name, overrides, kind=verb, given=given)
     elif verb == "fit":
         load_fit_config(name, overrides, {"output": given["output"]})
     else:

@@ -14,7 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from nisynth import __version__
-from nisynth.config import load_config, load_consumer_config
+from nisynth.config import load_config
+from nisynth.config_loader import load_as
 from nisynth.consumers.distill import DistillConfig
 from nisynth.series.config import load_adapt_config
 from tests.cluster.kustomize import FIELDS, FOLDERS, Manifest, fields, rendered
@@ -104,7 +105,7 @@ def test_the_nodes_can_hold_the_workers_of_the_config(manifests: dict[str, Manif
     [container] = group["template"]["spec"]["containers"]
     gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", "0"))
     if "distill.py" in spec["entrypoint"]:
-        load_consumer_config(DistillConfig, config, kind="distill", given={"data": "x", "output": "y"})
+        load_as(DistillConfig, config, kind="distill", given={"data": "x", "output": "y"})
         assert f"--workers {group['maxReplicas'] * gpus}" in spec["entrypoint"]
         return
     series = "adapt.py" in spec["entrypoint"]

@@ -21,7 +21,7 @@ from nisynth import load_teacher
 from nisynth.cli import execute
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.config import load_consumer_config, shipped_configs
+from nisynth.config_loader import load_as, shipped_configs
 from nisynth.consumers import distill as module
 from nisynth.consumers.distill import DistillConfig, LossConfig, distill, distillation_loss
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
@@ -79,7 +79,7 @@ def values(world: Path, output_: Path, **changes: Any) -> dict[str, Any]:
 
 
 def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
-    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distill")
+    return load_as(DistillConfig, values(world, output, **changes), kind="distill")
 
 
 def scratch_values(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def test_features_before_the_logits_change_no_student(world: Path, tmp_path: Pat
             report = distill(config(world, tmp_path / arch, teacher={"arch": f"tests.tiny:{arch}"}, **wanted))
         else:
             values_ = scratch_values(world, tmp_path / arch, **wanted)
-            report = train_from_scratch(load_consumer_config(ScratchConfig, values_, kind="scratch"))
+            report = train_from_scratch(load_as(ScratchConfig, values_, kind="scratch"))
         students.append(report.test_accuracy)
     assert students[0] == students[1]
     assert same_weights(tmp_path / "TinyNet", tmp_path / "FeaturesFirst")
@@ -205,7 +205,7 @@ def test_scratch_is_the_same_machinery_with_labels_and_its_own_recipe(world: Pat
     changes = scratch_values(
         world, tmp_path / "out", train={"epochs": 25, "batch_size": 16, "crop_pad_px": 0}
     )
-    resolved = load_consumer_config(ScratchConfig, changes, kind="scratch")
+    resolved = load_as(ScratchConfig, changes, kind="scratch")
     assert (resolved.train.lr, resolved.train.weight_decay, resolved.train.schedule) == (0.05, 5e-4, "cosine")
     assert (resolved.train.momentum, resolved.train.batch_size) == (0.9, 16)
     report = train_from_scratch(resolved)
@@ -246,7 +246,7 @@ def test_the_teacher_answers_to_mixtures_which_have_no_label(
     with pytest.raises(ConfigError, match=r"loss.hard_label_weight: .* no label"):
         config(world, tmp_path, train=mix, loss={"hard_label_weight": 0.5})
     with pytest.raises(ConfigError, match=r"train.mixup, train.cutmix: .* no label"):
-        load_consumer_config(ScratchConfig, scratch_values(world, tmp_path, train=mix), kind="scratch")
+        load_as(ScratchConfig, scratch_values(world, tmp_path, train=mix), kind="scratch")
 
 
 def test_a_student_needs_no_batch_norm_and_a_job_no_test_set(world: Path, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_what_ships_is_valid_and_is_the_recipe(kind: str, tmp_path: Path) -> Non
     names = shipped_configs(kind)
     assert names
     for name in names:
-        found = load_consumer_config(owner, name, kind=kind, given={"data": "d", "output": "o"})
+        found = load_as(owner, name, kind=kind, given={"data": "d", "output": "o"})
         if name != "demo":
             assert found.train == owner.__dataclass_fields__["train"].default_factory()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.config import load_consumer_config
+from nisynth.config_loader import load_as
 from nisynth.consumers import streamed, student
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.streamed import StreamedSet, source_of
@@ -91,7 +91,7 @@ def config(folder: Path, name: str, **changes: Any) -> DistillConfig:
         "train": {"epochs": 3, "batch_size": 12, "lr": 0.05, **changes.pop("train", {})},
         **changes,
     }
-    return load_consumer_config(DistillConfig, values, kind="distill")
+    return load_as(DistillConfig, values, kind="distill")
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:

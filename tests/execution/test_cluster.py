@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nisynth.config import ExecutionConfig
 from nisynth.errors import ConfigError
-from nisynth.execution import ExecutionConfig
 from nisynth.execution.cluster import connected, private_token
 from tests.servers import free_port
 
@@ -46,7 +46,7 @@ def test_ray_address_is_the_address_where_none_is_given(monkeypatch: pytest.Monk
 START = """
 import sys
 from nisynth.errors import NisynthError
-from nisynth.execution import ExecutionConfig
+from nisynth.config import ExecutionConfig
 from nisynth.execution.cluster import connected, private_token
 try:
     with connected(None, ExecutionConfig(gpus_per_worker=float(sys.argv[1]))):

@@ -192,7 +192,7 @@ def test_a_real_set_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_shipped_config_is_sound() -> None:
-    from nisynth.config import shipped_configs
+    from nisynth.config_loader import shipped_configs
 
     for name in shipped_configs("fit"):
         data = ["method.data=somewhere"] if "wgan" in name else []

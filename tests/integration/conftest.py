@@ -27,7 +27,7 @@ def ray_cluster(s3_proxy: FaultProxy) -> Iterator[str]:
     """
     import ray
 
-    from nisynth.execution import ExecutionConfig
+    from nisynth.config import ExecutionConfig
     from nisynth.execution.cluster import connected
 
     environment = {**s3_proxy.environment(), "PYTHONPATH": str(REPO), "AWS_MAX_ATTEMPTS": "2"}

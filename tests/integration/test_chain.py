@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 from nisynth import load_teacher, open_dataset, run
-from nisynth.config import load_config, load_consumer_config
+from nisynth.config import load_config
+from nisynth.config_loader import load_as
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.prune import PruneConfig, prune
 from nisynth.execution import RunReport
@@ -81,7 +82,7 @@ def test_a_student_that_saw_no_real_image_knows_real_images(
         "test_set": test_set,
         "evaluate_every": 60,
     }
-    student = distill(load_consumer_config(DistillConfig, values, kind="distill"))
+    student = distill(load_as(DistillConfig, values, kind="distill"))
     assert student.fingerprint == report.fingerprint
     assert student.test_accuracy is not None
     assert student.test_accuracy >= 0.14  # chance is 0.1 with a standard deviation of 0.01
@@ -96,7 +97,7 @@ def test_a_pruned_network_recovers_on_the_synthetic_images(report: RunReport, s3
         "train": {"epochs": 8, "batch_size": 32},
         "test_set": test_set,
     }
-    pruned = prune(load_consumer_config(PruneConfig, values, kind="prune"))
+    pruned = prune(load_as(PruneConfig, values, kind="prune"))
     (point,) = pruned.points
     assert point.parameters < pruned.parameters
     assert pruned.fingerprint == report.fingerprint

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
-from nisynth.config import load_consumer_config
+from nisynth.config_loader import load_as
 from nisynth.consumers import ray_train
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def values(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
-    return load_consumer_config(DistillConfig, values(world, output, **changes), kind="distill")
+    return load_as(DistillConfig, values(world, output, **changes), kind="distill")
 
 
 class Endless(TinyNet):

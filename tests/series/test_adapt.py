@@ -14,7 +14,7 @@ import nisynth
 from nisynth.cli import execute
 from nisynth.commits import Run
 from nisynth.commits.run import SUCCESS_KEY
-from nisynth.config import shipped_configs
+from nisynth.config_loader import shipped_configs
 from nisynth.errors import ConfigError, DataError, NisynthError, PlanMismatch
 from nisynth.series.config import load_adapt_config
 from nisynth.series.plan import round_sizes
