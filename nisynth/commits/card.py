@@ -15,6 +15,7 @@ from nisynth.plan import Plan
 from nisynth.shards import features
 
 SHEET = "contact_sheet.png"
+LOADER_KEY = ".huggingface.yaml"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ The licence is left to whoever publishes the set: what a classifier learnt may c
 data. The images show what one classifier takes for its classes. They inherit its errors and biases, and
 they are no evidence of anything in the world.
 """
+
+
+def loader_config(plan: Plan) -> str:
+    """Returns what the object `LOADER_KEY` holds: the files that `datasets.load_dataset` takes for the set.
+
+    It is there from a run's beginning, and no tool but `datasets` looks at it. Without it and without a
+    card, that library loads whatever kind of file there are most of: the commits.
+    """
+    return (
+        f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {plan.shard_files}\n"
+    )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -163,7 +175,7 @@ def _what_lies_beside(plan: Plan) -> str:
     below = "" if plan.KEY == Plan.KEY else "of each round, "
     return (
         f"`{plan.KEY}` holds the whole config; {below}`commits/` the provenance of every shard (seed,\n"
-        "losses, timings, versions), `manifest.parquet` the list of shards with their sha256."
+        "losses, timings, versions), `_MANIFEST`, a Parquet file, the list of shards with their sha256."
     )
 
 
@@ -171,8 +183,9 @@ def _how_to_read(plan: Plan) -> str:
     if plan.format == "parquet":
         return "It opens with `datasets.load_dataset` and with `nisynth.open_dataset`."
     return (
-        "The shards hold normalized float32 images and int64 labels as NPZ; they open with"
-        " `nisynth.open_dataset` and `numpy.load`."
+        "The shards hold normalized float32 images and int64 labels as NPZ; they open with\n"
+        "`nisynth.open_dataset` and `numpy.load`, where `images * std + mean`, with std and mean as columns,\n"
+        "are pixels in 0..1, and `classes[label]` is a name."
     )
 
 

@@ -17,11 +17,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nisynth.commits.card import LOADER_KEY
 from nisynth.commits.fetch import fetch_document, fetch_shard, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import Commit, commit_key
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Run, parse_plan
-from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, read_manifest, seal
+from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, OLD_MANIFEST_KEY, read_manifest, seal
 from nisynth.errors import ConfigError, DataError, IncompleteRun, PlanMismatch, StorageError, counted
 from nisynth.identity import differing_fields
 from nisynth.plan import Plan
@@ -31,7 +32,7 @@ from nisynth.storage.single_writer import SingleWriter
 
 WORKERS = 8
 _FOLDERS = (".tmp", "commits", "data")
-_FILES = (PLAN_KEY, MANIFEST_KEY, CARD_KEY, SUCCESS_KEY)
+_FILES = (PLAN_KEY, LOADER_KEY, MANIFEST_KEY, OLD_MANIFEST_KEY, CARD_KEY, SUCCESS_KEY)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _begin_copy(root: Path, run: Run, plan_data: bytes) -> Run:
     if copy.plan.fingerprint != run.plan.fingerprint:
         fields = "; ".join(differing_fields(run.plan.identity, copy.plan.identity))
         raise PlanMismatch(f"{root}: holds another run than {run.store.url}: {fields}. Name another folder")
+    copy.name_images()
     return copy
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from nisynth.commits.card import LOADER_KEY, loader_config
 from nisynth.commits.fetch import bad_shard, fetch_document, fetch_shard, holds
 from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import (
@@ -83,7 +84,9 @@ class Run:
                 return found
             try:
                 store.create(plan.KEY, data)
-                return cls(store, plan)
+                begun = cls(store, plan)
+                begun.name_images()
+                return begun
             except (AlreadyExists, OutcomeUnknown):
                 continue
         raise StorageError(
@@ -113,6 +116,14 @@ class Run:
         if existing is None:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
         return cls(store, parse_plan(store.url, existing, Plan))
+
+    def name_images(self) -> None:
+        """Stores which files are the images, for Hugging Face `datasets`, if that is not there yet.
+
+        Raises StorageError.
+        """
+        with contextlib.suppress(AlreadyExists, OutcomeUnknown):  # nothing is decided by it
+            self.store.create(LOADER_KEY, loader_config(self.plan).encode())
 
     def is_sealed(self) -> bool:
         """True when `_SUCCESS` says that the run was complete."""

@@ -22,7 +22,11 @@ from nisynth.errors import DataError, StorageError, one_line
 from nisynth.shards import to_parquet
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
-MANIFEST_KEY = "manifest.parquet"
+MANIFEST_KEY = "_MANIFEST"
+"""A Parquet file. Its name has no `.parquet`, and an underscore first: what reads every Parquet file below a
+run's URL must find images alone."""
+OLD_MANIFEST_KEY = "manifest.parquet"
+"""What it was called in runs that an earlier version sealed: these are read as they are."""
 CARD_KEY = "README.md"
 TRIES = 5
 _ROW_BYTES = 512
@@ -49,10 +53,10 @@ def seal(run: Run) -> bool:
         return False
     shards = list(run.shards())
     check_sizes(run, rows, shards)
-    winners = {row.task: row.attempt for row in rows}
-    delete_losers(run, [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt])
+    delete_losers(run, losers_of(rows, shards))
     manifest = encode_manifest(run, rows)
     create_same(run.store, MANIFEST_KEY, manifest)
+    run.name_images()
     card = write_card(run.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
     with suppress(AlreadyExists, OutcomeUnknown):  # any card will do: people may have edited theirs
         run.store.create(CARD_KEY, card.encode())
@@ -71,6 +75,14 @@ def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestR
     """
     wanted = range(run.plan.num_tasks) if tasks is None else tasks
     return [ManifestRow.of(commit) for commit in in_parallel(run.read, wanted) if commit is not None]
+
+
+def losers_of(
+    rows: Iterable[ManifestRow], shards: Iterable[tuple[str, int, str, int]]
+) -> list[tuple[str, int]]:
+    """Returns (key, task) of those shards whose task has another attempt in `rows`, which hold every task."""
+    winners = {row.task: row.attempt for row in rows}
+    return [(key, task) for key, task, attempt, _ in shards if winners[task] != attempt]
 
 
 def delete_losers(run: Run, suspects: Iterable[tuple[str, int]]) -> list[str]:
@@ -115,7 +127,7 @@ def read_manifest(run: Run) -> list[ManifestRow]:
     expected = run.read_seal()
     try:
         manifests = [
-            part.store.get(MANIFEST_KEY, MAX_DOCUMENT_BYTES + _ROW_BYTES * part.plan.num_tasks)
+            _manifest_bytes(part.store, MAX_DOCUMENT_BYTES + _ROW_BYTES * part.plan.num_tasks)
             for part in run.rounds
         ]
     except NotFound:
@@ -135,6 +147,14 @@ def read_manifest(run: Run) -> list[ManifestRow]:
     ]
 
 
+def _manifest_bytes(store: Store, max_bytes: int) -> bytes:
+    """Returns the manifest of one run. Raises NotFound, StorageError."""
+    try:
+        return store.get(MANIFEST_KEY, max_bytes)
+    except NotFound:
+        return store.get(OLD_MANIFEST_KEY, max_bytes)
+
+
 def _rows(data: bytes, num_tasks: int) -> Iterator[ManifestRow]:
     try:
         schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
@@ -146,7 +166,7 @@ def _rows(data: bytes, num_tasks: int) -> Iterator[ManifestRow]:
 
 def unseal(run: Run) -> None:
     """Takes the seal off, `_SUCCESS` first, so that no reader meets a manifest of commits that are gone."""
-    for key in (SUCCESS_KEY, MANIFEST_KEY, CARD_KEY):
+    for key in (SUCCESS_KEY, MANIFEST_KEY, OLD_MANIFEST_KEY, CARD_KEY):
         run.store.delete(key)
 
 

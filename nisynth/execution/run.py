@@ -18,7 +18,7 @@ from uuid import uuid4
 import torch
 
 from nisynth.commits import Run
-from nisynth.commits.seal import check_sizes, read_manifest, seal
+from nisynth.commits.seal import check_sizes, delete_losers, losers_of, read_manifest, seal
 from nisynth.config import RunConfig, load_config
 from nisynth.errors import BudgetExceeded, DataError, Stalled, counted
 from nisynth.execution import COMPLETE, PARTIAL, RunReport
@@ -88,7 +88,7 @@ def run(
     own: list[Listener] = [EventLog(joined.store, uuid4().hex), *_metrics(executor, joined)]
     with Broadcast([*shown, *own, *listeners]) as tell:
         if joined.is_sealed():
-            _refuse_damaged(joined)
+            _look_after(joined)
             tell(Note(f"{store}: complete already; nothing to run"))
         else:
             if METHODS[config.method.name].uses_engine:
@@ -190,8 +190,11 @@ def _crew_of(executor: Executor) -> OpenCrew:
     return local_crew
 
 
-def _refuse_damaged(joined: Run) -> None:
-    """Raises DataError where a sealed run lacks commits, or shards of the sizes that its manifest lists."""
+def _look_after(joined: Run) -> None:
+    """Sweeps the losers' shards that came after the seal, as when a worker died before it deleted its own.
+
+    Raises DataError where a sealed run lacks commits, or shards of the sizes that its manifest lists.
+    """
     missing = joined.plan.num_tasks - len(joined.committed())
     if missing:
         raise DataError(
@@ -199,7 +202,9 @@ def _refuse_damaged(joined: Run) -> None:
             f" {'is' if missing == 1 else 'are'} missing;"
             f" `nisynth redo {joined.store.url} --bad` takes the seal off, then run again"
         )
-    check_sizes(joined, read_manifest(joined), joined.shards())
+    rows, shards = read_manifest(joined), list(joined.shards())
+    check_sizes(joined, rows, shards)
+    delete_losers(joined, losers_of(rows, shards))
 
 
 def _finish(config: RunConfig, joined: Run, executed: int, seconds: float) -> RunReport:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from nisynth.commits.card import LOADER_KEY
 from nisynth.commits.fetch import fetch_document, holds
 from nisynth.commits.pull import (
     WORKERS,
@@ -28,7 +29,7 @@ from nisynth.storage import AlreadyExists, Store
 from nisynth.storage.local import LocalStore
 from nisynth.storage.single_writer import SingleWriter
 
-_FOLDERS, _FILES = ("rounds", "rivals", ".tmp"), (SeriesPlan.KEY, SUCCESS_KEY, CARD_KEY)
+_FOLDERS, _FILES = ("rounds", "rivals", ".tmp"), (SeriesPlan.KEY, LOADER_KEY, SUCCESS_KEY, CARD_KEY)
 OnChecked = Callable[[int, int], None]
 
 

@@ -135,6 +135,7 @@ class Series(Run):
         if len(rounds) < len(self.plan.sizes) or not all(part.is_sealed() for part in rounds):
             return False
         rows = [row for part in rounds for row in read_manifest(part)]
+        self.name_images()
         card = write_card(self.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
         with suppress(AlreadyExists, OutcomeUnknown):  # any card will do, as of a run
             self.store.create(CARD_KEY, card.encode())

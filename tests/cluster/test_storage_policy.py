@@ -113,7 +113,7 @@ def test_nobody_overwrites_what_a_run_has_created(role: str) -> None:
 
 
 def test_only_the_operator_deletes_what_counts() -> None:
-    for name in ("commits/a.json", "quarantine/a.json", "manifest.parquet", "_SUCCESS"):
+    for name in ("commits/a.json", "quarantine/a.json", "_MANIFEST", "manifest.parquet", "_SUCCESS"):
         may = [role for role in ROLES if allowed(role, "DELETE", f"run/{name}")]
         assert may == ["operator"]
     assert not any(allowed(role, "DELETE", "run/plan.json") for role in ROLES)

@@ -312,7 +312,7 @@ def test_a_sealed_copy_is_judged_by_its_own_seal(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     pull(run.store, str(tmp_path / "copy"))
     copy = Run.open(open_store(str(tmp_path / "copy")))
-    copy.store.put("manifest.parquet", flipped(copy.store.get("manifest.parquet")))
+    copy.store.put("_MANIFEST", flipped(copy.store.get("_MANIFEST")))
     with pytest.raises(DataError, match="sha256 is not what _SUCCESS says"):
         pull(run.store, str(tmp_path / "copy"))
 

@@ -62,7 +62,7 @@ def counts_of(run: Run, act: Callable[[Run], object]) -> dict[str, int]:
 def test_verify_of_a_sealed_run_reads_each_commit_once(run: Run) -> None:
     commit_all(run)
     seal(run)
-    documents = {"get _SUCCESS": 2, "get manifest.parquet": 1}
+    documents = {"get _SUCCESS": 2, "get _MANIFEST": 1}
     listings = {"list commits": 1, "list data": 1}
     assert counts_of(run, verify) == {"get commits": TASKS} | documents | listings
     deep = counts_of(run, lambda run: verify(run, deep=True))
@@ -89,7 +89,7 @@ def test_status_lists_each_folder_once(run: Run) -> None:
     listings = {"list commits": 1, "list quarantine": 1, "list data": 1}
     assert counted == {**listings, "get commits": 32, "get _SUCCESS": 1}
     seal(run)
-    sealed = {"get commits": 32, "get _SUCCESS": 2, "get manifest.parquet": 1}
+    sealed = {"get commits": 32, "get _SUCCESS": 2, "get _MANIFEST": 1}
     assert counts_of(run, status) == {**listings, **sealed}
 
 

@@ -39,14 +39,14 @@ def test_an_incomplete_run_is_not_sealed(run: Run) -> None:
 def test_the_seal_is_the_manifests_hash_and_sealing_again_changes_nothing(run: Run) -> None:
     winners = commit_all(run)
     assert seal(run)
-    manifest = run.store.get("manifest.parquet")
+    manifest = run.store.get("_MANIFEST")
     assert run.store.get("_SUCCESS").decode().strip() == hashlib.sha256(manifest).hexdigest()
     rows = read_manifest(run)
     assert {row.task: row.attempt for row in rows} == winners
     assert [row.rows for row in rows] == [4, 4, 4, 2]
     assert [row.seed for row in rows] == [task.seed for task in run.plan]
     assert seal(run)
-    assert run.store.get("manifest.parquet") == manifest
+    assert run.store.get("_MANIFEST") == manifest
 
 
 def test_the_card_names_teacher_and_fingerprint(run: Run) -> None:
@@ -170,7 +170,7 @@ def tiny_labels(run: Run):  # type: ignore[no-untyped-def]
 def test_a_damaged_manifest_is_found(run: Run) -> None:
     commit_all(run)
     seal(run)
-    damage(run, "manifest.parquet")
+    damage(run, "_MANIFEST")
     assert "sha256 is not what _SUCCESS says" in verify(run).problems[0].text
     with pytest.raises(DataError):
         read_manifest(run)
@@ -198,7 +198,7 @@ def test_what_an_interrupted_seal_left_is_judged_where_it_would_hinder_the_next(
     seal(run)
     run.store.delete("_SUCCESS")
     assert verify(run).problems == ()  # the same commits: the next seal goes on from there
-    run.store.put("manifest.parquet", b"of commits that are gone")
+    run.store.put("_MANIFEST", b"of commits that are gone")
     with pytest.raises(DataError, match="exists with another content"):
         seal(run)
     assert "the manifest and the commits list other shards" in verify(run).problems[0].text
@@ -226,8 +226,8 @@ def test_status_counts_and_estimates(run: Run) -> None:
 def test_a_manifest_that_is_missing_under_the_seal_is_damage_that_redo_bad_mends(run: Run) -> None:
     commit_all(run)
     assert seal(run)
-    run.store.delete("manifest.parquet")
-    with pytest.raises(DataError, match=r"manifest.parquet: is missing, though _SUCCESS .*redo .* --bad"):
+    run.store.delete("_MANIFEST")
+    with pytest.raises(DataError, match=r"_MANIFEST: is missing, though _SUCCESS .*redo .* --bad"):
         read_manifest(run)
     verdict, removed = redo_bad(run)
     assert len(verdict.problems) == 1

@@ -19,7 +19,7 @@ HUGE = 10**12
 USES: dict[str, Callable[[Run], object]] = {
     "plan.json": lambda run: Run.open(run.store),
     "_SUCCESS": lambda run: run.is_sealed(),
-    "manifest.parquet": read_manifest,
+    "_MANIFEST": read_manifest,
     "commit": lambda run: run.read(1),
 }
 
@@ -44,7 +44,7 @@ def test_joining_a_run_reads_no_enormous_plan(tmp_path: Path) -> None:
 def test_what_stands_in_the_place_of_ours_is_compared_by_its_size_first(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.store.delete("_SUCCESS")
-    source_of(run).sizes["manifest.parquet"] = HUGE
+    source_of(run).sizes["_MANIFEST"] = HUGE
     with pytest.raises(DataError, match="exists with another content"):
         seal(run)
     key = shard_key(run.plan.fp12, 0, attempt := str(uuid4()), "parquet")
@@ -52,7 +52,7 @@ def test_what_stands_in_the_place_of_ours_is_compared_by_its_size_first(tmp_path
     source_of(run).sizes[key] = HUGE
     with pytest.raises(StorageError, match="another object holds this attempt's key"):
         run.put_shard(0, attempt, b"mine")
-    assert source_of(run).gets["manifest.parquet"] == source_of(run).gets[key] == 0
+    assert source_of(run).gets["_MANIFEST"] == source_of(run).gets[key] == 0
 
 
 def test_verify_fetches_no_shard_that_the_plan_or_its_commit_could_not_give(tmp_path: Path) -> None:

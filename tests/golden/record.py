@@ -163,7 +163,7 @@ def _pixels(batch: ImageBatch, teacher: Teacher) -> str:
 def _manifest(url: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(url / "manifest.parquet").to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(url / "_MANIFEST").to_pylist()
     return rows
 
 

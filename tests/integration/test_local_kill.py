@@ -88,7 +88,7 @@ def test_deleting_any_commits_redoes_exactly_those(tmp_path: Path) -> None:
     store = open_store(url)
     for fraction in (0.1, 0.5, 1.0):
         store.delete("_SUCCESS")
-        store.delete("manifest.parquet")
+        store.delete("_MANIFEST")
         store.delete("README.md")
         all_commits = keys(store, "commits/")
         doomed = random.Random(fraction).sample(all_commits, max(1, int(fraction * len(all_commits))))

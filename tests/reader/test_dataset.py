@@ -165,10 +165,10 @@ def test_a_manifest_that_does_not_fit_the_plan_is_refused(
     import pyarrow.parquet as pq
 
     run = make_run(tmp_path)
-    table = change(pq.read_table(io.BytesIO(run.store.get("manifest.parquet"))))
+    table = change(pq.read_table(io.BytesIO(run.store.get("_MANIFEST"))))
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    run.store.put("manifest.parquet", sink.getvalue())
+    run.store.put("_MANIFEST", sink.getvalue())
     run.store.put("_SUCCESS", hashlib.sha256(sink.getvalue()).hexdigest().encode())
     with pytest.raises(DataError, match=r"does not fit plan\.json|is no manifest of a run"):
         open_dataset(run.store.url)

@@ -293,7 +293,7 @@ def test_verify_finds_a_rival_that_was_made_from_other_images(
 
 def test_a_rival_that_was_changed_in_the_bucket_is_refused(url: str, world: Path) -> None:
     Path(url, SUCCESS_KEY).unlink()
-    for name in ("_SUCCESS", "manifest.parquet", "README.md"):
+    for name in ("_SUCCESS", "_MANIFEST", "README.md"):
         (Path(url) / "rounds/0002" / name).unlink()
     shutil.rmtree(Path(url) / "rounds/0002/commits")
     before = rival_file(url, 2).read_bytes()
