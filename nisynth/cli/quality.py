@@ -38,7 +38,8 @@ EmbeddingOption = Annotated[
     typer.Option(
         "--embedding",
         help="The network whose features count: an arch of `nisynth teachers`, package.module:factory,"
-        " efficientnet-lite0, inception-v3, torchvision-vgg11, -resnet18, -resnet34 or -resnet50.",
+        " efficientnet-lite0, inception-v3, dinov2-vit-l-14, clip-vit-l-14-336px, torchvision-vgg11,"
+        " -resnet18, -resnet34 or -resnet50.",
     ),
 ]
 EmbeddingWeightsOption = Annotated[

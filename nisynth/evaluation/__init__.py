@@ -2,8 +2,9 @@
 
 frechet.py     the Frechet distance of two sets of features
 manifold.py    k-NN precision, recall, density, coverage; nearest neighbours; near duplicates
-scores.py      Inception score, KID, Sajjadi's precision-recall curve, calibration
-networks.py    the networks whose features are compared, and where their weights are looked for
+scores.py      Inception score, KID, CMMD, C_T, Sajjadi's precision-recall curve, calibration
+networks.py    a network's layers as features
+published.py   the networks by name, and where their weights are looked for; dinov2.py: one of them
 embedding.py   a network and images -> features, once per (set, network, layer)
 figures.py     every figure between two sets, and its floor
 pixels.py      what the pixels alone say

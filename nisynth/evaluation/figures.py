@@ -17,6 +17,7 @@ from nisynth.evaluation import frechet, manifold, scores
 from nisynth.evaluation.embedding import Features, Labels
 from nisynth.evaluation.frechet import Gaussian
 from nisynth.evaluation.networks import LOGITS, POOL
+from nisynth.evaluation.published import CLIP
 
 KS = (3, 5)
 MOST_POINTS = 10_000
@@ -47,12 +48,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table. measure: of generated and real features -> values by (figure's name, k)."""
+    """One row of the table. measure: of generated and real features -> values by (figure's name, k).
+
+    least, most: images of each set. embedding: the only network whose features it is taken of, None for any.
+    """
 
     layers: Literal["every", "pool", "logits"]
     measure: Callable[[Array, Array], Mapping[tuple[str, int | None], float]]
     least: int = 2
     most: int | None = None
+    embedding: str | None = None
 
     def reads(self, layer: str) -> bool:
         """Says whether the metric is taken of this layer."""
@@ -87,11 +92,16 @@ def _inception_score(generated: Array, real: Array) -> dict[tuple[str, int | Non
     return {("is", None): scores.inception_score(generated).mean}
 
 
+def _cmmd(generated: Array, real: Array) -> dict[tuple[str, int | None], float]:
+    return {("cmmd", None): scores.clip_discrepancy(generated, real)}
+
+
 METRICS = (
     Metric("every", _frechet),
     Metric("pool", _manifolds, least=max(KS) + 1, most=MOST_POINTS),
     Metric("pool", _neighbours, least=3, most=MOST_POINTS),
     Metric("pool", _kid, most=MOST_POINTS),
+    Metric("pool", _cmmd, most=MOST_POINTS, embedding=CLIP),
     Metric("pool", _sajjadi, least=scores.PRD_CLUSTERS, most=MOST_POINTS),
     Metric("logits", _inception_score, least=10 * scores.IS_SPLITS),
 )
@@ -153,7 +163,23 @@ def measure_figures(
                     )
                 except ConfigError as error:  # the extra is not installed
                     notes.append(f"left out {metric.measure.__name__.strip('_')}: {error}")
-    return figures + _of_all_images(generated, real)
+    return figures + _copying(generated, real, notes, seed) + _of_all_images(generated, real)
+
+
+def _copying(generated: Features, real: Features, notes: list[str], seed: int) -> list[Figure]:
+    """Returns C_T, which takes a third set: the real images that lend the floors. It has none itself."""
+    samples = Samples.draw(generated.labels, real.labels, seed, MOST_POINTS)
+    if len(samples.reference) < scores.COPYING_CELLS or not samples.floors:
+        return []
+    mine, theirs = generated.layers[POOL], real.layers[POOL]
+    parts = mine[samples.generated], theirs[samples.reference], theirs[samples.floors[0]]
+    try:
+        value = scores.data_copying(*parts, seed)
+    except ConfigError as error:  # the extra is not installed
+        notes.append(f"left out C_T: {error}")
+        return []
+    counts = len(samples.generated), len(samples.reference)
+    return [] if value is None else [Figure("c_t", POOL, value, *counts)]
 
 
 def _with_floor(metric: Metric, layer: str, generated: Array, real: Array, samples: Samples) -> list[Figure]:

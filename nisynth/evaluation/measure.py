@@ -6,7 +6,8 @@ from typing import Any
 
 from nisynth.errors import ConfigError
 from nisynth.evaluation.embedding import ImageSet
-from nisynth.evaluation.networks import SHIPPED, EmbeddingNetwork, load_embedding, read_layers
+from nisynth.evaluation.networks import EmbeddingNetwork, read_layers
+from nisynth.evaluation.published import SHIPPED, load_embedding
 from nisynth.evaluation.quality import Quality, measure_quality
 from nisynth.images.real import load_real_set
 from nisynth.reader import open_dataset

@@ -17,6 +17,8 @@ CLOSEST = 20
 FAR_FROM_REAL = 100.0
 """Times its floor from which on a Frechet distance says that the images are of another kind."""
 LEAST_COVERAGE = 0.05
+COPIES_BELOW = -3.0
+"""C_T from which on, downwards, images are too close to the real ones."""
 CLASS_K = 3
 PRECISION_MISLEADS = (
     "precision alone misleads: noise that a classifier maps into one small spot among real images scores"
@@ -154,7 +156,8 @@ def measure_quality(
         assert answers[0] is not None
         judges["teacher"] = _Judge(teacher.name, answers[0], answers[1])
     notes: list[str] = []
-    figures = () if theirs is None else tuple(measure_figures(ours, theirs, metrics, notes, seed))
+    taken = [metric for metric in metrics if metric.embedding in (None, network.name)]
+    figures = () if theirs is None else tuple(measure_figures(ours, theirs, taken, notes, seed))
     pixels = measure_pixels(synthetic)
     return Quality(
         synthetic=synthetic.source,
@@ -299,6 +302,11 @@ def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
             notes.append(
                 "KID may fall below 0: its estimator takes images for drawn at random, and here every class"
                 " is drawn equally often"
+            )
+        if figure.name == "c_t" and figure.value < COPIES_BELOW:
+            notes.append(
+                f"C_T is {figure.value:.1f}: these images lie closer to the real ones than other real images"
+                " do, as copies would"
             )
         if (figure.name, figure.k) == ("coverage", CLASS_K) and figure.value < LEAST_COVERAGE:
             notes.append(

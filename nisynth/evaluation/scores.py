@@ -1,7 +1,7 @@
 """Figures of one set's logits, or of two sets' features, by kept libraries where they are right.
 
-Inception score and KID are torch-fidelity's, fed so that its arithmetic stays sound; the clustering under
-Sajjadi's curve is scikit-learn's. Calibration needs numpy alone.
+Inception score and KID are torch-fidelity's, fed so that its arithmetic stays sound; the clusters of
+Sajjadi's curve and of C_T are scikit-learn's. CMMD and calibration need numpy alone.
 """
 
 import importlib
@@ -14,6 +14,7 @@ import torch
 
 from nisynth.errors import ConfigError
 from nisynth.evaluation.frechet import Array, Features
+from nisynth.evaluation.manifold import nearest_neighbours
 
 IS_SPLITS = 10
 KID_SUBSETS = 100
@@ -22,6 +23,10 @@ PRD_CLUSTERS = 20
 PRD_ANGLES = 1001
 PRD_RUNS = 10
 ECE_BINS = 15
+CMMD_SIGMA = 10.0
+CMMD_ROWS_AT_ONCE = 1000
+COPYING_CELLS = 20
+LEAST_IN_CELL = 20
 LEAST_LOGIT = -80.0
 
 
@@ -103,6 +108,58 @@ def kernel_distance(
     )
     mean, std = (found[f"kernel_inception_distance_{name}"] for name in ("mean", "std"))
     return Kid(1000.0 * mean, 1000.0 * std, size)
+
+
+def clip_discrepancy(generated: Features, real: Features) -> float:
+    """Returns CMMD (Jayasumana et al., CVPR-24): 1000 times the squared MMD of features of unit length.
+
+    The kernel is a Gaussian of sigma 10. No image is compared with itself, so that equal sets may give
+    slightly less than 0; the published code compares them, which adds about 10 / N. Features are CLIP's.
+    Raises ValueError for fewer than two images.
+    """
+    if min(len(generated), len(real)) < 2:
+        raise ValueError(f"{min(len(generated), len(real))} images; CMMD needs at least 2 in each set")
+    x, y = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in map(np.float64, (generated, real)))
+    within = [(_kernel_sum(part, part) - len(part)) / (len(part) * (len(part) - 1)) for part in (x, y)]
+    return 1000.0 * float(sum(within) - 2.0 * _kernel_sum(x, y) / (len(x) * len(y)))
+
+
+def _kernel_sum(x: Array, y: Array) -> float:
+    """Returns the sum of exp(-|a - b|^2 / (2 sigma^2)) over all pairs of rows of unit length."""
+    parts = (x[start : start + CMMD_ROWS_AT_ONCE] for start in range(0, len(x), CMMD_ROWS_AT_ONCE))
+    return float(sum(np.exp((part @ y.T - 1.0) / CMMD_SIGMA**2).sum() for part in parts))
+
+
+def data_copying(generated: Features, real: Features, held_out: Features, seed: int = 0) -> float | None:
+    """Returns C_T (Meehan et al., AISTATS-20): how much farther from the real set than other real images are.
+
+    In each of 20 clusters of the real set, the distances to the nearest real image are compared by a
+    Mann-Whitney test, and the z values averaged by the share of held-out images. About 0 for images that
+    keep the distance of unseen real ones; far below 0 (-3) for copies. None where no cluster holds 20 of
+    both. Raises ConfigError without scikit-learn, ValueError for fewer real images than clusters.
+    """
+    if len(real) < COPYING_CELLS:
+        raise ValueError(f"{len(real)} real images; C_T needs at least {COPYING_CELLS}")
+    clusters = extra("sklearn.cluster").MiniBatchKMeans(COPYING_CELLS, n_init=10, random_state=seed)
+    clusters.fit(real.astype(np.float64))
+    sets = [part.astype(np.float64) for part in (generated, held_out)]
+    cells = [clusters.predict(part) for part in sets]
+    distances = [nearest_neighbours(part, real, 1)[0][:, 0] for part in sets]
+    found = [
+        [values[own == cell] for values, own in zip(distances, cells, strict=True)]
+        for cell in range(COPYING_CELLS)
+    ]
+    full = [pair for pair in found if min(map(len, pair)) >= LEAST_IN_CELL]
+    weights = [len(pair[1]) for pair in full]
+    return float(np.average([mann_whitney(*pair) for pair in full], weights=weights)) if full else None
+
+
+def mann_whitney(first: Array, second: Array) -> float:
+    """Returns the z value of the Mann-Whitney test: above 0 where `first` holds the larger values."""
+    n, m = len(first), len(second)
+    ordered = np.sort(second)
+    below = np.searchsorted(ordered, first, "left") + np.searchsorted(ordered, first, "right")
+    return float((below.sum() / 2.0 - n * m / 2.0) / np.sqrt(n * m * (n + m + 1) / 12.0))
 
 
 def precision_recall_curve(

@@ -42,6 +42,8 @@ FIGURE_NAMES = {
     "nearest_real": ("median distance to the nearest real image", "as the floor"),
     "authentic": ("authentic share", "higher"),
     "kid_x1000": ("KID x 1000", "lower"),
+    "cmmd": ("CMMD", "lower"),
+    "c_t": ("C_T (copies: far below 0)", "about 0"),
     "prd_f8": ("Sajjadi F8 (recall)", "higher"),
     "prd_f1_8": ("Sajjadi F1/8 (precision)", "higher"),
     "is": ("Inception score in this network", "higher"),

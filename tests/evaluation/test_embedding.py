@@ -1,8 +1,10 @@
 """Features: computed once, whatever the batch; and networks: found, pinned, never unpickled."""
 
+import dataclasses
 import hashlib
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,15 @@ import torch
 
 from nisynth.commits import Run
 from nisynth.errors import ConfigError, StorageError
-from nisynth.evaluation import embedding, networks
+from nisynth.evaluation import embedding, published
+from nisynth.evaluation.dinov2 import DINOv2
 from nisynth.evaluation.embedding import ImageSet, embed, pick
-from nisynth.evaluation.networks import EmbeddingNetwork, load_embedding
+from nisynth.evaluation.figures import METRICS
+from nisynth.evaluation.networks import EmbeddingNetwork
+from nisynth.evaluation.published import CLIP, PUBLISHED, File, load_embedding
+from nisynth.evaluation.quality import measure_quality
 from nisynth.reader import open_dataset
 from nisynth.storage import open_store
-from nisynth.teachers.checkpoint import parse_checkpoint
 from tests.evaluation.conftest import images
 from tests.tiny import commit_all, tiny_plan
 
@@ -89,10 +94,15 @@ def test_images_of_another_size_are_resized(tmp_path: Path) -> None:
     assert embed(images(3, side_px=16), shipped, folder=tmp_path).layers["pool"].shape == (3, 64)
 
 
-@pytest.mark.parametrize("name", ["inception-v3", "torchvision-resnet18"])
+def pin(monkeypatch: pytest.MonkeyPatch, name: str, digits: str) -> None:
+    """Lets a published network's file be one of a test."""
+    monkeypatch.setitem(PUBLISHED, name, dataclasses.replace(PUBLISHED[name], sha256=digits))
+
+
+@pytest.mark.parametrize("name", ["inception-v3", "torchvision-resnet18", "dinov2-vit-l-14", CLIP])
 def test_weights_that_are_not_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match=rf"{name}: needs .*\.pth .*checkpoints; .*--embedding-weights"):
+    with pytest.raises(ConfigError, match=rf"{name}: needs .*\.pth? .*checkpoints; .*--embedding-weights"):
         load_embedding(name, None, CPU, 32)
 
 
@@ -108,8 +118,7 @@ def test_torchvision_weights_load_by_hash(tmp_path: Path, monkeypatch: pytest.Mo
     models = pytest.importorskip("torchvision.models")
     torch.save(models.resnet18().state_dict(), tmp_path / "w.pth")
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
-    pinned = networks.Weights("resnet18.pth", digest[:8], "a test")
-    monkeypatch.setitem(networks.TORCHVISION, "torchvision-resnet18", pinned)
+    pin(monkeypatch, "torchvision-resnet18", digest[:8])
     found = load_embedding("torchvision-resnet18", str(tmp_path / "w.pth"), CPU, 32)
     assert (found.layers["pool"], found.layers["logits"]) == (512, 1000)
     assert found.resize == "bilinear, antialiased, to 224 px"
@@ -117,7 +126,7 @@ def test_torchvision_weights_load_by_hash(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_unknown_network_is_told_what_there_is() -> None:
     with pytest.raises(
-        ConfigError, match=r"--embedding vgg11: .*--embedding-weights, or one of resnet20, eff"
+        ConfigError, match=r"--embedding vgg11: .*--embedding-weights, or one of resnet20, inc"
     ):
         load_embedding("vgg11", None, CPU, 32)
 
@@ -128,6 +137,64 @@ def test_efficientnet_lite0_is_an_imagenet_network(tmp_path: Path) -> None:
     found = load_embedding("efficientnet-lite0", None, CPU, 32)
     assert (found.layers["pool"], found.layers["logits"]) == (1280, 1000)
     assert embed(images(2, side_px=32), found, folder=tmp_path).layers["tap5"].shape == (2, 320)
+
+
+def test_dinov2_reads_its_class_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"width": 32, "depth": 2, "heads": 4}
+    torch.save(DINOv2(**small).state_dict(), tmp_path / "w.pth")
+    monkeypatch.setattr(published, "DINOv2", lambda: DINOv2(**small))
+    found = load_embedding("dinov2-vit-l-14", str(tmp_path / "w.pth"), CPU, 32)
+    assert found.resize == "bicubic, antialiased, to 224 px"
+    assert embed(images(2, side_px=32), found, folder=tmp_path).layers["pool"].shape == (2, 32)
+
+
+def test_dinov2_computes_what_its_definition_says() -> None:
+    """One block whose attention sees one value everywhere, so that it can be followed by hand."""
+    network = DINOv2(width=4, depth=1, heads=2, trained_px=28)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    block = network.blocks[0]
+    token = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    value, wide = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.zeros(16)
+    wide[0] = 2.0
+    with torch.no_grad():
+        network.cls_token.copy_(token)
+        network.norm.weight.fill_(1.0)
+        block.attn.qkv.bias[8:].copy_(value)
+        block.attn.proj.weight.copy_(torch.eye(4))
+        block.ls1.gamma.fill_(0.5)
+        block.mlp.fc1.bias.copy_(wide)
+        block.mlp.fc2.weight[1, 0] = 1.0
+        block.ls2.gamma.fill_(3.0)
+        after = token + torch.tensor(
+            [2.0, 3.0 * torch.nn.functional.gelu(torch.tensor(2.0)).item(), 0.0, 0.0]
+        )
+        expected = torch.nn.functional.layer_norm(after, (4,), eps=1e-6)
+        assert torch.allclose(network(torch.zeros(1, 3, 28, 28))[0], expected, atol=1e-6)
+        assert torch.allclose(network(torch.zeros(1, 3, 42, 42))[0], expected, atol=1e-6)
+
+
+def test_clip_is_read_from_the_archive_that_its_hash_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = pytest.importorskip("torch_fidelity.feature_extractor_clip")
+    tower = library.CLIPVisual(8, 28, 2, 64, 14)
+    tower.text_projection = torch.nn.Parameter(torch.zeros(5, 8))
+    tower.forward = lambda x: tower.visual(x) + tower.text_projection.sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(tower, torch.zeros(1, 3, 28, 28)).save(tmp_path / "clip.pt")
+    with pytest.raises(ConfigError, match=rf"{CLIP}: .* has sha256 .*3035c92b3509\.\.\.; it is another file"):
+        load_embedding(CLIP, str(tmp_path / "clip.pt"), CPU, 32)
+    pin(monkeypatch, CLIP, hashlib.sha256((tmp_path / "clip.pt").read_bytes()).hexdigest())
+    found = load_embedding(CLIP, str(tmp_path / "clip.pt"), CPU, 32)
+    assert (dict(found.layers), found.resize) == ({"pool": 8}, "bicubic, antialiased, to 28 px")
+    taken = [metric for metric in METRICS if metric.embedding]
+    sets = images(8, side_px=32), images(16, 1, side_px=32)
+    quality = measure_quality(sets[0], found, real=sets[1], metrics=taken, folder=tmp_path)
+    cmmd = quality.figure("cmmd")
+    assert cmmd is not None
+    assert cmmd.floor is not None
 
 
 @pytest.mark.slow
@@ -144,6 +211,6 @@ def test_inception_takes_its_weights_from_memory(tmp_path: Path) -> None:
     fresh = Fresh("fresh", ["64"], feature_extractor_weights_path=nothing).state_dict()
     file = io.BytesIO()
     torch.save(dict(fresh), file)
-    found = networks._inception(parse_checkpoint(file.getvalue(), "memory"), CPU)
+    found = published._inception("inception-v3", File(file.getvalue(), "memory"), CPU, 32)
     arrays = embed(images(2, side_px=32), found, folder=tmp_path).layers
     assert {layer: array.shape[1] for layer, array in arrays.items()} == dict(found.layers)

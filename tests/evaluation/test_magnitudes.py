@@ -10,7 +10,8 @@ from nisynth.evaluation.embedding import Features, ImageSet, embed
 from nisynth.evaluation.figures import METRICS, measure_figures
 from nisynth.evaluation.frechet import Gaussian, frechet_distance
 from nisynth.evaluation.manifold import compare_manifolds
-from nisynth.evaluation.networks import EmbeddingNetwork, load_embedding
+from nisynth.evaluation.networks import EmbeddingNetwork
+from nisynth.evaluation.published import load_embedding
 from nisynth.evaluation.quality import how_to_read
 from nisynth.evaluation.scores import calibrate, kernel_distance
 from nisynth.images import LabelledImages

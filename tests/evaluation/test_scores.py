@@ -10,10 +10,13 @@ import pytest
 from nisynth.errors import ConfigError
 from nisynth.evaluation.scores import (
     calibrate,
+    clip_discrepancy,
+    data_copying,
     f_beta,
     histogram_curve,
     inception_score,
     kernel_distance,
+    mann_whitney,
     precision_recall_curve,
 )
 
@@ -65,6 +68,46 @@ class TestKid:
         rng = np.random.default_rng(0)
         found = kernel_distance(rng.standard_normal((30, 4)), rng.standard_normal((20, 4)))
         assert found.subset_size == 20
+
+
+class TestCmmd:
+    def test_by_hand(self) -> None:
+        """Between lengths of no account: exp(-0.01) within one set, 1 within the other; 0 and -1 across."""
+        generated, real = np.array([[2.0, 0.0], [0.0, 5.0]]), np.array([[-1.0, 0.0], [-3.0, 0.0]])
+        assert clip_discrepancy(generated, real) == pytest.approx(1000.0 * (1.0 - np.exp(-0.02)))
+        assert clip_discrepancy(real, real) == pytest.approx(0.0)
+
+    def test_rows_beyond_a_chunk_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((50, 4)), rng.standard_normal((30, 4)) + 1.0
+        whole = clip_discrepancy(x, y)
+        monkeypatch.setattr("nisynth.evaluation.scores.CMMD_ROWS_AT_ONCE", 7)
+        assert clip_discrepancy(x, y) == pytest.approx(whole)
+
+    def test_one_image(self) -> None:
+        with pytest.raises(ValueError, match="1 images; CMMD needs at least 2"):
+            clip_discrepancy(np.ones((1, 4)), np.ones((5, 4)))
+
+
+class TestDataCopying:
+    def test_the_rank_test_by_hand(self) -> None:
+        assert mann_whitney(np.array([1.0, 2, 3]), np.array([4.0, 5])) == pytest.approx(-np.sqrt(3.0))
+        assert mann_whitney(np.array([1.0, 2]), np.array([1.0, 2])) == 0.0
+
+    def test_copies_lie_below_0_others_at_it_and_strangers_above(self) -> None:
+        pytest.importorskip("sklearn")
+        rng = np.random.default_rng(0)
+        real, held_out, more = (rng.standard_normal((1000, 4)) for _ in range(3))
+        copies, strangers = real + 0.01 * more, more + 2.0
+        found = [data_copying(generated, real, held_out) for generated in (copies, more, strangers)]
+        assert found[0] < -3.0
+        assert abs(found[1]) < 1.0
+        assert found[2] > 3.0
+
+    def test_too_few_images_for_a_test(self) -> None:
+        pytest.importorskip("sklearn")
+        rng = np.random.default_rng(0)
+        assert data_copying(*(rng.standard_normal((30, 2)) for _ in range(3))) is None
 
 
 class TestPrecisionRecallCurve:
