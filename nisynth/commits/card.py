@@ -184,8 +184,8 @@ def _how_to_read(plan: Plan) -> str:
         return "It opens with `datasets.load_dataset` and with `nisynth.open_dataset`."
     return (
         "The shards hold normalized float32 images and int64 labels as NPZ; they open with\n"
-        "`nisynth.open_dataset` and `numpy.load`, where `images * std + mean`, with std and mean as columns,\n"
-        "are pixels in 0..1, and `classes[label]` is a name."
+        "`nisynth.open_dataset` and `numpy.load`, where `images * std + mean`, for each channel, are pixels\n"
+        "in 0..1, and `classes[label]` is a name."
     )
 
 
