@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nisynth.report.curves import COLORS
-from nisynth.report.losses import Band
+from nisynth.report.losses import TERM_NAMES, Band
 
 INK, RULE = "#010203", "#040506"
 FIRST = COLORS[0].lower()
@@ -27,7 +27,7 @@ def loss_charts(bands: Mapping[str, Band]) -> dict[str, str]:
         figure = _figure(*PANEL_INCHES)
         axes = figure.add_subplot()
         draw_bands(axes, {"": band})
-        _dress(axes, term, "iteration", whole=True)
+        _dress(axes, TERM_NAMES.get(term, term), "iteration", whole=True)
         charts[term] = _svg(figure, f"loss-{term}")
     return charts
 

@@ -12,7 +12,7 @@ from nisynth.evaluation.quality import Quality
 from nisynth.report.charts import draw_bands
 from nisynth.report.curves import DPI, HEIGHT_INCHES, PANEL_WIDTH_INCHES
 from nisynth.report.facts import public_name
-from nisynth.report.losses import LossCurve, loss_bands
+from nisynth.report.losses import TERM_NAMES, LossCurve, loss_bands
 
 TERMS = ("ce", "r_bn")
 
@@ -31,7 +31,7 @@ def loss_by_run(curves: Mapping[str, Iterable[LossCurve]], terms: Sequence[str] 
     for place, term in enumerate(shown, 1):
         axes = figure.add_subplot(1, len(shown), place)
         draw_bands(axes, {name: found[term] for name, found in bands.items() if term in found})
-        axes.set_title(term, fontsize=11, loc="left")
+        axes.set_title(TERM_NAMES.get(term, term), fontsize=11, loc="left")
         axes.set_xlabel("iteration")
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from nisynth.report.losses import TERM_NAMES
+
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 PANEL_WIDTH_INCHES = 5.4
 HEIGHT_INCHES = 4.0
@@ -94,7 +96,7 @@ def loss_terms(curve: Sequence[Mapping[str, float]], title: str) -> bytes:
     curve: what a commit holds, one record per logged iteration, `iteration` and any number of terms.
     """
     names = dict.fromkeys(name for record in curve for name in record if name != "iteration")
-    curves = [_column(curve, name, name, x="iteration") for name in names]
+    curves = [_column(curve, name, TERM_NAMES.get(name, name), x="iteration") for name in names]
     return draw(title, "iteration", [Panel("loss term", curves, log=True)])
 
 

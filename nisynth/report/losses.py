@@ -7,6 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_POINTS = 100
+TERM_NAMES = {
+    "total": "total loss",
+    "ce": "cross-entropy (CE)",
+    "r_bn": "R_BN",
+    "competition": "competition with the rival",
+    "tv": "total variation",
+    "l2": "l2 norm",
+}
+"""Loss terms as pictures and tables name them, in the order in which they show them; others come last."""
 Array = npt.NDArray[np.float64]
 LossCurve = Sequence[Mapping[str, float]]
 """What a commit holds: one record per logged iteration, `iteration` and any number of terms."""
@@ -41,7 +50,8 @@ def loss_bands(curves: Iterable[LossCurve]) -> dict[str, Band]:
             points = [(record["iteration"], record[term]) for record in records if term in record]
             found = np.array(points, dtype=np.float64)
             by_term.setdefault(term, []).append((found[:, 0], found[:, 1]))
-    return {term: _band(found) for term, found in by_term.items()}
+    order = [*TERM_NAMES, *by_term]
+    return {term: _band(by_term[term]) for term in sorted(by_term, key=order.index)}
 
 
 def _band(curves: list[tuple[Array, Array]]) -> Band:

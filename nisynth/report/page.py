@@ -24,6 +24,7 @@ from nisynth.report import sections
 from nisynth.report.charts import loss_charts
 from nisynth.report.facts import RunFacts
 from nisynth.report.inline import Pictures, class_strips, embedded, inline
+from nisynth.report.losses import TERM_NAMES
 from nisynth.report.students import student_charts, student_section
 from nisynth.report.timeline import Bar, lay_out
 
@@ -128,12 +129,10 @@ class RunPage:
         charts: dict[str, Any] = {"losses": loss_charts(facts.bands)}
         if self.student is not None:
             charts.update(student_charts(self.student))
-        names = ["images", "losses", "classes", "real", "cost", "workers", "failures", "tasks", "provenance"]
-        if self.student is not None:
-            names.insert(4, "student")
+        absent = {"pruning", "fit"} | ({"student"} if self.student is None else set())
         return render(
             document,
-            names,
+            [name for name in CONTENTS if name not in absent],
             strips=strips,
             pairs=pairs if image_bytes > 0 else [],
             map=embedded(self.pictures.map) if self.pictures.map else None,
@@ -150,6 +149,7 @@ CONTENTS = {
     "images": "Images by class",
     "losses": "Loss",
     "classes": "Quality by class",
+    "labels": "Labels, copies, pixels",
     "real": "Against real data",
     "student": "Student",
     "pruning": "Pruning",
@@ -206,6 +206,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["blank"] = lambda value: "" if value is None else f"{value:.4g}"
     environment.filters["bytes"] = _bytes
     environment.filters["moment"] = _moment
+    environment.filters["term_name"] = lambda term: TERM_NAMES.get(term, term)
     environment.filters["duration"] = format_seconds
     environment.filters["figure_name"] = lambda name: FIGURE_NAMES.get(name, (name, ""))[0]
     environment.filters["better"] = lambda name: FIGURE_NAMES.get(name, (name, ""))[1]

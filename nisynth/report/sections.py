@@ -4,6 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,13 @@ def cost(facts: RunFacts, price: float | None) -> dict[str, Any]:
     hours = seconds / 3600.0
     span = _span(facts.tasks)
     return {
-        "unit": "GPU-hours" if set(facts.devices) - CPUS else "worker-hours, on CPUs",
+        "unit": "GPU-hours" if set(facts.devices) - CPUS else "hours of CPU workers",
         "hours": hours,
         "lost_hours": None if lost_seconds is None else lost_seconds / 3600.0,
         "images_per_s_per_worker": facts.images / seconds if seconds else None,
-        "images_per_s": facts.images / span if span else None,
-        "wall_s": span,
+        "images_per_s": facts.images / (span[1] - span[0]) if span else None,
+        "wall_s": span[1] - span[0] if span else None,
+        "span": " to ".join(f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" for at in span or ()),
         "bytes": sum(task.bytes for task in facts.tasks),
         "writes": 2 * len(facts.tasks),
         "price": None if price is None else price * (hours + (lost_seconds or 0.0) / 3600.0),
@@ -121,11 +123,12 @@ def cost(facts: RunFacts, price: float | None) -> dict[str, Any]:
     }
 
 
-def _span(tasks: Sequence[TaskFacts]) -> float | None:
+def _span(tasks: Sequence[TaskFacts]) -> tuple[float, float] | None:
+    """Returns when the first task began and the last one ended, None where any of it is not recorded."""
     timed = [task for task in tasks if task.started_at > 0 and task.finished_at > task.started_at]
     if not timed or len(timed) < len(tasks):
         return None
-    return max(task.finished_at for task in timed) - min(task.started_at for task in timed)
+    return min(task.started_at for task in timed), max(task.finished_at for task in timed)
 
 
 def task_table(facts: RunFacts) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_everything_is_there_without_javascript(browser: Any, large: Path) -> No
     visit = Visit(browser, large, java_script_enabled=False)
     assert visit.page.locator("#task-table tbody tr").count() == 1000
     assert visit.page.locator("#filter").is_hidden()
-    assert visit.page.locator("h2:visible").count() == 9
+    assert visit.page.locator("h2:visible").count() == 10
     visit.context.close()
 
 

@@ -137,6 +137,26 @@ def test_a_damaged_commit_is_counted_and_the_rest_shown(tmp_path: Path) -> None:
     assert len(found.tasks) == 3
 
 
+def test_the_table_of_classes_has_no_column_that_nobody_measured(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    commit_all(run)
+    text = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
+    table = text.partition('id="classes"')[2].partition("</section>")[0]
+    assert "<button" in table
+    for column in ("independent", "compared", "precision", "n/a"):
+        assert column not in table
+    assert "Labels, copies, pixels</h2>" in text
+
+
+def test_loss_terms_stand_under_their_names_the_total_first() -> None:
+    text = page().render().decode()
+    assert re.findall(r'<th scope="row">(.*?)</th>', text.partition('id="losses"')[2])[:3] == [
+        "total loss",
+        "cross-entropy (CE)",
+        "R_BN",
+    ]
+
+
 def test_images_the_teacher_does_not_know_are_doubtful() -> None:
     poor = [replace(task, teacher_accuracy=0.2) for task in facts().tasks]
     text = page(tasks=tuple(poor)).render().decode()
@@ -216,7 +236,7 @@ def test_a_refused_canary_is_shown(tmp_path: Path) -> None:
     assert ">Stopped<" in text
     assert "The canary failed: task 0: the teacher recognises 1.0%" in text
     assert text.count("data:image/webp") == 4
-    assert "ce by iteration" in text
+    assert "cross-entropy (CE) by iteration" in text
 
 
 def test_a_pruning_sweep_has_a_page(tmp_path: Path) -> None:
@@ -305,5 +325,5 @@ def test_a_fitted_generator_has_a_page() -> None:
     fit = {"identity": identity, "sha256": "ab" * 32, "iterations": 5, "curve": curve}
     text = render_training(fit, "generator").decode()
     assert "A generator fitted by one_to_many to resnet34" in text
-    assert "ce by iteration" in text
+    assert "cross-entropy (CE) by iteration" in text
     assert "ab" * 32 in text
