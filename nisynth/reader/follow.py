@@ -15,7 +15,7 @@ import torch
 from nisynth.commits import Run
 from nisynth.commits.records import ManifestRow
 from nisynth.commits.seal import read_commits, read_manifest
-from nisynth.errors import ConfigError, DataError, IncompleteRun
+from nisynth.errors import ConfigError, DataError, IncompleteRun, one_line
 from nisynth.reader.cursor import rank_and_world_size
 from nisynth.reader.view import View, check_rows
 
@@ -106,9 +106,32 @@ class Follower:
         if not told[0]:
             return None
         tasks, content, self.sealed = told[0]
+        return self._on_all_ranks(lambda: self._as_told(tasks, content))
+
+    def _as_told(self, tasks: Sequence[int], content: str) -> View:
         view = self.view_of(tasks)
         if view.content_sha256 != content:
             raise DataError(f"{self.run.store.url}: a task was redone while the ranks looked; run again")
+        return view
+
+    def _on_all_ranks(self, work: Callable[[], View]) -> View:
+        """Returns what `work` does once it is done on every rank.
+
+        Raises what it raises here, and IncompleteRun where it failed on another rank alone: to go on without
+        that one is to wait in the next collective until the group's timeout.
+        """
+        failure: Exception | None = None
+        try:
+            view = work()
+        except Exception as error:
+            failure = error
+        problems: list[str | None] = [None] * self._world_size
+        torch.distributed.all_gather_object(problems, None if failure is None else one_line(failure))
+        if failure is not None:
+            raise failure
+        for rank, problem in enumerate(problems):
+            if problem is not None:
+                raise IncompleteRun(f"rank {rank} could not read what the others did: {problem}")
         return view
 
     def view_of(self, tasks: Sequence[int]) -> View:

@@ -145,7 +145,7 @@ class ShardSource:
     def _cached(self, row: ManifestRow) -> tuple[Tensor, Tensor] | None:
         assert self._cache is not None
         found = self._cache.get(self._name(row), row.rows, self.run.plan.input_px)
-        self._count(cache_hits=found is not None)
+        self.count(cache_hits=int(found is not None))
         return found
 
     def _name(self, row: ManifestRow) -> str:
@@ -159,7 +159,7 @@ class ShardSource:
         data = self._fetch(row)
         began = time.perf_counter()
         shard = self.run.decode(row, data)
-        self._count(fetched_bytes=len(data), decode_s=time.perf_counter() - began)
+        self.count(fetched_bytes=len(data), decode_s=time.perf_counter() - began)
         return shard.images.pixels, shard.images.labels
 
     def _fetch(self, row: ManifestRow) -> bytes:
@@ -186,19 +186,20 @@ class ShardSource:
             while len(self._open) > self._max_open:
                 self._in_ram.pop(self._open.popitem(last=False)[0], None)
 
-    def _count(self, *, cache_hits: int = 0, fetched_bytes: int = 0, decode_s: float = 0.0) -> None:
+    def count(self, **amounts: float) -> None:
+        """Adds to fields of `stats`; loader threads and streams of several threads count at once."""
         with self._lock:
             # Read under the lock too, or the thread that read it first may write it last.
             if self._cache is not None:
                 self.stats.damaged = self._cache.damaged
-            self.stats.cache_hits += cache_hits
-            self.stats.fetched_bytes += fetched_bytes
-            self.stats.decode_s += decode_s
+            for name, amount in amounts.items():
+                setattr(self.stats, name, getattr(self.stats, name) + amount)
 
     def _say_disk_failed(self) -> None:
         assert self._cache is not None
-        if not self._disk_failed:
-            self._disk_failed = True
+        with self._lock:
+            first, self._disk_failed = not self._disk_failed, True
+        if first:
             log.warning(
                 "cache %s: takes no more shards (full, read-only or too small); they are kept in memory,"
                 " up to %.1f GB: free space there, or name another folder with cache=",

@@ -109,7 +109,7 @@ class Stream(IterableDataset[Batch]):
             for left in range(steps - 1, -1, -1):
                 end, batch = reading.next_batch()
                 cursor.move_to(end, left)
-                self.stats.images += len(batch[1])
+                cursor.dataset.source.count(images=len(batch[1]))
                 if left == 0:
                     self._say_if_slow(self.stats.wait_s - waited_s, time.perf_counter() - began_s)
                 yield batch
@@ -208,7 +208,7 @@ class _Reading:
         """Returns the next step's end position and batch. Raises what reading it raised."""
         began_s = time.perf_counter()
         found = self._ready.get()
-        self._source.stats.wait_s += time.perf_counter() - began_s
+        self._source.count(wait_s=time.perf_counter() - began_s)
         if isinstance(found, BaseException):
             raise found
         assert found is not None

@@ -244,7 +244,8 @@ class S3Store:
         if failure.unreached and not self._answered:
             # Broken TLS or an unsendable request before any answer: the server has not seen it.
             failure = replace(failure, unclear=False)
-        self._answered = self._answered or failure.status > 0
+        if failure.status > 0:  # set alone, never read and written back: threads share it
+            self._answered = True
         return failure
 
     def _where(self, name: str) -> str:

@@ -227,6 +227,7 @@ def test_every_rank_waits_by_itself_between_two_looks(
     for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 2}.items():
         monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
     monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda problems, mine: None)
     # Rank 0 has enough after its second sleep, rank 1 is told so.
     world = World(lambda: commit_all(run, [1]), lambda: commit_all(run, [2]))
     images = follow(run, tmp_path, world, min_images=24 if rank == 0 else 8, poll_s=7)

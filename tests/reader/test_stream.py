@@ -1,5 +1,6 @@
 """The stream and the sampler: one sequence for any cluster, and a resume that goes on at the next image."""
 
+import contextlib
 import itertools
 import json
 import pickle
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 import nisynth
 from nisynth.errors import ConfigError, DataError
 from nisynth.reader import SyntheticDataset, open_dataset
+from nisynth.reader.source import Stats
 from tests.reader.runs import NUM_IMAGES, make_run, numbers, open_run, shown
 
 torchdata = pytest.importorskip("torchdata.stateful_dataloader")
@@ -282,6 +284,31 @@ def test_stats_and_the_second_epoch_fetches_nothing(tmp_path: Path) -> None:
     warm = open_run(run, tmp_path)
     warm.warm()
     assert (warm.source.stats.fetched_bytes, warm.source.stats.cache_hits) == (0, 13)
+
+
+class Meeting(Stats):
+    """Counts in which a thread that has read `images` waits for another that reads it, too, if one can."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+        super().__init__()
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name == "images":
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.both.wait(timeout=0.5)
+        return found
+
+
+def test_streams_of_several_threads_count_together(images: SyntheticDataset) -> None:
+    images.source.stats = Meeting()
+    threads = [threading.Thread(target=next, args=(iter(images.stream(8)),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert images.source.stats.images == 16
 
 
 @pytest.mark.parametrize(
