@@ -14,8 +14,8 @@ from nisynth.batch import ImageBatch
 from nisynth.config import RunConfig, load_config
 from nisynth.plan import make_plan
 from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
-from nisynth.synthesis.diagnosis import progress_made, what_to_change
-from nisynth.synthesis.judgement import Judgement, judge
+from nisynth.synthesis.diagnosis import more_classes, progress_made, what_to_change
+from nisynth.synthesis.judgement import Judgement, class_balance, judge
 from nisynth.teachers import Teacher, load_teacher
 
 
@@ -67,7 +67,8 @@ class Probe:
 
     pixels: `(N, 3, H, W)` uint8. labels: `(N,)` int64. classes: names in label order. curve: loss terms by
     iteration. on_its_way: whether the teacher recognises the images, as the quality gate wants, or the losses
-    still come down to that. verdict: the same in words, or which loss never fell and what to change.
+    still come down to that; of observed labels, whether they are as balanced as the gate wants. verdict: the
+    same in words, or which loss never fell and what to change.
     planned: the config's iterations.
     """
 
@@ -103,7 +104,8 @@ def probe(
     size = replace(config.run, num_images=num_images, batch_size=num_images)
     teacher = load_teacher(config.teacher, device)
     artefacts = load_artefacts(config.method, teacher)
-    task = make_plan(replace(config, run=size), teacher.identity, artefacts)[0]
+    plan = make_plan(replace(config, run=size), teacher.identity, artefacts)
+    task = plan[0]
 
     def batch_of(method: Any, on_step: StepCallback | None = None) -> ImageBatch:
         made = make_synthesizer(method, config.engine, teacher, log_every=1, artefacts=artefacts)
@@ -123,7 +125,10 @@ def probe(
     images, labels = batch.committed_part
     pixels = teacher.normalization.to_pixels(images, config.output.pixels)
     judgement = judge(teacher, pixels, labels)
-    on_its_way, verdict = _verdict(config, method, batch, judgement, teacher.num_classes)
+    if plan.observes_labels:
+        on_its_way, verdict = _verdict_of_observed(config, labels, teacher.num_classes)
+    else:
+        on_its_way, verdict = _verdict(config, method, batch, judgement, teacher.num_classes)
     return Probe(
         pixels,
         labels,
@@ -145,6 +150,18 @@ def _shortened(method: Any, iterations: int) -> Any:
         if name.endswith("_iterations")
     }
     return replace(method, iterations=iterations, **parts)
+
+
+def _verdict_of_observed(config: RunConfig, labels: Tensor, num_classes: int) -> tuple[bool, str]:
+    """Returns what the quality gate will say. That the teacher recognises every image says nothing here."""
+    balance, gate = class_balance(labels, num_classes), config.execution.quality_gate
+    balanced = (
+        f"the labels are what the teacher says of the images; they have {balance:.0%} of the entropy of"
+        f" balanced classes (the quality gate wants {gate:.0%})"
+    )
+    if balance >= gate:
+        return True, f"on its way, as far as labels can tell: {balanced}; look at the images, too"
+    return False, f"not on its way: {balanced}; {more_classes(config.method)}"
 
 
 def _verdict(

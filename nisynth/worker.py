@@ -25,7 +25,7 @@ from nisynth.plan import make_plan
 from nisynth.shards import encode
 from nisynth.storage import open_store
 from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
-from nisynth.synthesis.diagnosis import what_to_change
+from nisynth.synthesis.diagnosis import more_classes, what_to_change
 from nisynth.synthesis.judgement import Judgement, class_balance, judge
 from nisynth.teachers import load_teacher
 
@@ -163,13 +163,11 @@ class Worker:
             balance = class_balance(batch.labels, self.teacher.num_classes)
             if balance >= gate:
                 return None
-            cure = "the images are not of the planned classes: raise method.iterations"
-            if self.config.method.name == "sampling":
-                cure = "the generator leaves classes out: fit it longer or with a higher balance_weight"
             return TaskFailure(
                 "quality_gate",
                 f"task {batch.task.index}: its observed labels have {balance:.1%} of the entropy of balanced"
-                f" classes, under execution.quality_gate {gate:.1%}; {cure}, or lower the gate",
+                f" classes, under execution.quality_gate {gate:.1%}; {more_classes(self.config.method)}, or"
+                " lower the gate",
             )
         if judgement.teacher_accuracy >= gate:
             return None

@@ -27,6 +27,7 @@ def probe(
     """
     from pathlib import Path
 
+    from nisynth.batch import REAL_R_BN_IN_Y
     from nisynth.config import load_config
     from nisynth.in_memory import probe as carry_out
     from nisynth.report.contact_sheet import contact_sheet
@@ -54,5 +55,6 @@ def probe(
         out.print_json(json.dumps(facts))
     else:
         out.print(found.verdict)
-        out.print(f"R_BN {found.judgement.r_bn_in_y:.2f} Y; pictures: {' and '.join(written)}")
+        r_bn = f"R_BN {found.judgement.r_bn_in_y:.2f} Y (real images: {REAL_R_BN_IN_Y})"
+        out.print(f"{r_bn}; pictures: {' and '.join(written)}")
     return 0 if found.on_its_way else NOT_ON_ITS_WAY

@@ -70,6 +70,15 @@ def what_to_change(
     )
 
 
+def more_classes(method: Any) -> str:
+    """Returns what to change where observed labels leave classes out, in one line. method: its config."""
+    if method.name == "sampling":
+        return (
+            "the generator leaves classes out: fit it longer, or with a higher method.balance_weight (dafl)"
+        )
+    return "the images are not of the planned classes: raise method.iterations"
+
+
 def _less_r_bn(method: Any) -> str:
     weight = getattr(method, "bn_weight", 0.0)
     if getattr(method, "bn_scale", "teacher") == "published":

@@ -18,6 +18,7 @@ from nisynth.config import load_config
 from nisynth.errors import ConfigError, NisynthError
 from nisynth.execution.run import run
 from nisynth.fitting import FITS, FitConfig, fit, load_fit_config
+from nisynth.in_memory import probe
 from nisynth.reader import open_dataset
 from nisynth.storage import open_store
 from nisynth.synthesis.judgement import class_balance
@@ -120,6 +121,17 @@ def test_the_gate_of_observed_labels_is_the_balance_of_classes(real: Path, tmp_p
     document["run"]["batch_size"] = 10
     with pytest.raises(NisynthError, match="entropy of balanced classes"):
         run(load_config(document), str(tmp_path / "run"))
+
+
+def test_a_probe_judges_observed_labels_by_their_balance(real: Path, tmp_path: Path) -> None:
+    """The teacher recognises each image by what its label is: that is no sign of anything."""
+    fit(config(tmp_path / "fit", METHODS["dafl"], real))
+    generator = tmp_path / "fit" / "generator.safetensors"
+    found = {gate: probe(load_config(sampling(generator, quality_gate=gate))) for gate in (0.0, 1.0)}
+    assert all(one.judgement.teacher_accuracy == 1 for one in found.values())
+    assert (found[0.0].on_its_way, found[1.0].on_its_way) == (True, False)
+    assert found[0.0].verdict.startswith("on its way, as far as labels can tell: ")
+    assert "the generator leaves classes out: fit it longer" in found[1.0].verdict
 
 
 def test_the_balance_of_classes() -> None:
