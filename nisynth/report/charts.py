@@ -10,8 +10,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nisynth.report.curves import COLORS
-from nisynth.report.losses import TERM_NAMES, Band
+from nisynth.report.curves import COLORS, TERM_NAMES
+from nisynth.report.losses import Band
 
 INK, RULE = "#010203", "#040506"
 FIRST = COLORS[0].lower()

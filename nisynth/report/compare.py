@@ -10,9 +10,9 @@ from nisynth.commits import Run
 from nisynth.errors import ConfigError
 from nisynth.evaluation.quality import Quality
 from nisynth.report.charts import draw_bands
-from nisynth.report.curves import DPI, HEIGHT_INCHES, PANEL_WIDTH_INCHES
+from nisynth.report.curves import DPI, HEIGHT_INCHES, PANEL_WIDTH_INCHES, TERM_NAMES
 from nisynth.report.facts import public_name
-from nisynth.report.losses import TERM_NAMES, LossCurve, loss_bands
+from nisynth.report.losses import LossCurve, loss_bands
 
 TERMS = ("ce", "r_bn")
 

@@ -16,13 +16,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from nisynth.report.losses import TERM_NAMES
-
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 PANEL_WIDTH_INCHES = 5.4
 HEIGHT_INCHES = 4.0
 DPI = 150
 MOST_MARKERS = 12
+TERM_NAMES = {
+    "total": "total loss",
+    "ce": "cross-entropy (CE)",
+    "r_bn": "R_BN",
+    "competition": "competition with the rival",
+    "tv": "total variation",
+    "l2": "l2 norm",
+}
+"""Loss terms as pictures and tables name them, in the order in which they show them; others come last."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nisynth.report.curves import TERM_NAMES
+
 MOST_POINTS = 100
-TERM_NAMES = {
-    "total": "total loss",
-    "ce": "cross-entropy (CE)",
-    "r_bn": "R_BN",
-    "competition": "competition with the rival",
-    "tv": "total variation",
-    "l2": "l2 norm",
-}
-"""Loss terms as pictures and tables name them, in the order in which they show them; others come last."""
 Array = npt.NDArray[np.float64]
 LossCurve = Sequence[Mapping[str, float]]
 """What a commit holds: one record per logged iteration, `iteration` and any number of terms."""

@@ -22,9 +22,9 @@ from nisynth.identity import __version__
 from nisynth.progress import format_seconds
 from nisynth.report import sections
 from nisynth.report.charts import loss_charts
+from nisynth.report.curves import TERM_NAMES
 from nisynth.report.facts import RunFacts
 from nisynth.report.inline import Pictures, class_strips, embedded, inline
-from nisynth.report.losses import TERM_NAMES
 from nisynth.report.students import student_charts, student_section
 from nisynth.report.timeline import Bar, lay_out
 
