@@ -30,6 +30,7 @@ import torch
 
 import nisynth
 from nisynth.consumers.distill import LossConfig, distillation_loss
+from nisynth.device import default_device, device_name
 from nisynth.fitting import FITS, fit, load_fit_config
 from nisynth.fitting.fit import GENERATOR_KEY, STUDENT_KEY
 from nisynth.images import LabelledImages
@@ -42,7 +43,6 @@ from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
 from nisynth.training import TrainConfig, WholeSet, train
 from nisynth.training.checkpoints import Checkpoints
-from nisynth.training.device import default_device, device_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from nisynth.consumers.distill import LossConfig, distillation_loss
+from nisynth.device import default_device
 from nisynth.images import LabelledImages, Normalization
 from nisynth.teachers import Teacher, build_network
 from nisynth.training import Loss, TrainConfig, WholeSet, train
-from nisynth.training.device import arithmetic, default_device
+from nisynth.training.device import arithmetic
 
 NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 

@@ -5,6 +5,7 @@ The command line prints the message and exits with `exit_code`; a traceback is o
 exception from outside this tree, which is a bug of ours (exit code 70).
 """
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 FailureKind = Literal["not_finite", "quality_gate", "out_of_memory", "raised", "storage"]
@@ -42,8 +43,22 @@ class NisynthError(Exception):
 
 def one_line(error: BaseException) -> str:
     """Returns a foreign exception as one line for a message of ours: its type, and how its text begins."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    line = first_line(str(error))[:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def first_line(text: str) -> str:
+    """Returns the first line of a text that is not blank; "" where there is none."""
+    return next(_lines(text), "")
+
+
+def last_line(text: str) -> str:
+    """Returns the last line of a text that is not blank; "" where there is none. A traceback ends so."""
+    return next(_lines(text, -1), "")
+
+
+def _lines(text: str, step: int = 1) -> Iterator[str]:
+    return (line.strip() for line in text.splitlines()[::step] if line.strip())
 
 
 def counted(count: int, noun: str) -> str:

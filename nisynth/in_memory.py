@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nisynth.batch import ImageBatch
 from nisynth.config import RunConfig, load_config
+from nisynth.device import default_device
 from nisynth.plan import make_plan
 from nisynth.synthesis import StepCallback, load_artefacts, make_synthesizer
 from nisynth.synthesis.diagnosis import more_classes, progress_made, what_to_change
@@ -49,7 +50,7 @@ def synthesize(
         }
     )
     if not isinstance(teacher, Teacher):
-        teacher = load_teacher(teacher, "cuda" if torch.cuda.is_available() else "cpu", **described)
+        teacher = load_teacher(teacher, default_device(), **described)
     task = make_plan(config, teacher.identity)[0]
     return make_synthesizer(config.method, config.engine, teacher, log_every=log_every).synthesize(
         task, on_step
@@ -98,7 +99,7 @@ def probe(
     chosen: Any = config.method
     if getattr(chosen, "exchange", 0):  # it is the optimized images that tell, by their planned labels
         config = replace(config, method=replace(chosen, exchange=0))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     torch.set_num_threads(config.execution.cpu_threads)
     num_images = min(PROBE_IMAGES, config.run.batch_size, config.run.num_images)
     size = replace(config.run, num_images=num_images, batch_size=num_images)

@@ -7,7 +7,6 @@ thread synthesize while the first encodes and uploads.
 
 import hashlib
 import os
-import platform
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from nisynth.batch import ImageBatch
 from nisynth.commits import Commit, Outcome, Receipt, Run
 from nisynth.commits.rejected import CANARY, reject
 from nisynth.config import RunConfig
+from nisynth.device import default_device, device_name
 from nisynth.errors import NisynthError, PlanMismatch, Stopped, StorageError, TaskFailure, one_line
 from nisynth.identity import versions
 from nisynth.plan import make_plan
@@ -42,7 +42,7 @@ class Worker:
     ) -> None:
         torch.set_num_threads(config.execution.cpu_threads)
         self.config = config
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device().type
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.teacher = load_teacher(config.teacher, self.device)
         artefacts = load_artefacts(config.method, self.teacher)
@@ -206,7 +206,7 @@ class Worker:
             curve=batch.curve,
             figures=figures,
             timings_s={stage: round(seconds, 6) for stage, seconds in timings_s.items()},
-            device=torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.machine(),
+            device=device_name(torch.device(self.device)),
             versions=versions(),
             worker=self.name,
             started_at=started_at,

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 # The floors of the package, lowest first: a module may import from its own floor and from those below it,
 # which stand above it in this list. Where a room has a part on another floor, that part stands by its name.
 LAYERS = [
-    ["errors", "determinism", "identity", "randomness"],
+    ["errors", "device", "identity", "randomness"],
     ["storage", "testing", "png"],
     ["images"],
     ["batch"],

@@ -141,9 +141,9 @@ def _load(source: str | dict[str, Any], overrides: list[str]) -> "Teacher":
     from nisynth.config import RunConfig, load_config
     from nisynth.config_loader import check_keys, read_values
     from nisynth.consumers.prune import PruneConfig
+    from nisynth.device import default_device
     from nisynth.fitting import FitConfig
     from nisynth.teachers import load_teacher
-    from nisynth.training.device import default_device
 
     values = read_values(source, overrides, "")
     if "student" in values:

@@ -21,9 +21,9 @@ def fit(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a generator (one_to_many, dafl, dfad, wgan_gp); run again to resume. `sampling` takes it."""
+    from nisynth.device import default_device
     from nisynth.fitting import fit as carry_out
     from nisynth.fitting import load_fit_config
-    from nisynth.training.device import default_device
 
     resolved = load_fit_config(config, set_, {"output": output})
     total, say = resolved.method.iterations, narrator(quiet)

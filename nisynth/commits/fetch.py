@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from nisynth.commits.records import Commit, ManifestRow
+from nisynth.commits.records import ShardRecord
 from nisynth.errors import DataError
 from nisynth.storage import NotFound, Store
 
@@ -12,15 +12,13 @@ MAX_DOCUMENT_BYTES = 1 << 24
 """No plan, commit or quarantine record is larger: the longest curves and lists of classes take a tenth."""
 
 
-def bad_shard(store: Store, row: Commit | ManifestRow, wrong: str) -> DataError:
+def bad_shard(store: Store, row: ShardRecord, wrong: str) -> DataError:
     """Returns the error that says what is wrong with the shard that a commit describes, and the cure."""
     cure = f"`nisynth redo {store.url} --task {row.task}`, then run again"
     return DataError(f"{store.url}/{row.shard}: {wrong}; {cure}")
 
 
-def check_shard_size(
-    store: Store, row: Commit | ManifestRow, listed: Mapping[str, int] | None = None
-) -> None:
+def check_shard_size(store: Store, row: ShardRecord, listed: Mapping[str, int] | None = None) -> None:
     """Raises DataError when the shard that a commit describes is missing or of another size; StorageError.
 
     listed: sizes by key, from a listing, which spares a request each. A listing may lag, so it is only
@@ -36,7 +34,7 @@ def check_shard_size(
         raise bad_shard(store, row, f"is damaged: it has {size} bytes, its commit says {row.bytes}")
 
 
-def wrong_size(store: Store, row: Commit | ManifestRow, listed: Mapping[str, int]) -> str | None:
+def wrong_size(store: Store, row: ShardRecord, listed: Mapping[str, int]) -> str | None:
     """Returns what `check_shard_size` raises DataError with, None where the size is right."""
     try:
         check_shard_size(store, row, listed)
@@ -45,7 +43,7 @@ def wrong_size(store: Store, row: Commit | ManifestRow, listed: Mapping[str, int
     return None
 
 
-def fetch_shard(store: Store, row: Commit | ManifestRow) -> bytes:
+def fetch_shard(store: Store, row: ShardRecord) -> bytes:
     """Returns the shard that a commit describes, after its size and sha256 were compared with it.
 
     A second fetch tells what is damaged: the way here, or the object. Raises DataError, naming the

@@ -58,7 +58,7 @@ def parse_shard_key(key: str, fp12: str) -> tuple[int, str] | None:
     return (int(match[2]), match[3]) if match and match[1] == fp12 else None
 
 
-def misfit(row: "Commit | ManifestRow", plan: Plan) -> str | None:
+def misfit(row: "ShardRecord", plan: Plan) -> str | None:
     """Returns why no worker of this plan wrote the record of a shard, None when one may have."""
     if not 0 <= row.task < plan.num_tasks:
         return f"task {row.task}, the run has tasks 0..{plan.num_tasks - 1}"
@@ -73,15 +73,9 @@ def misfit(row: "Commit | ManifestRow", plan: Plan) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Commit:
-    """The shard's manifest: the record that makes one attempt's shard part of the run.
-
-    bytes, sha256: of the shard object. curve: loss terms by iteration. figures: quality, such as
-    `teacher_accuracy` and `r_bn_in_y`. timings_s: seconds by stage. worker: host/pid, empty where not
-    record it. started_at, finished_at: Unix seconds by the worker's clock when its compute began (0 where
-    not recorded) and when it ended, for people and progress only; no decision reads them.
-    """
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What a commit and a row of the manifest both say of a shard. bytes, sha256: of the stored object."""
 
     task: int
     attempt: str
@@ -90,6 +84,18 @@ class Commit:
     rows: int
     sha256: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Commit(ShardRecord):
+    """The shard's manifest: the record that makes one attempt's shard part of the run.
+
+    curve: loss terms by iteration. figures: quality, such as
+    `teacher_accuracy` and `r_bn_in_y`. timings_s: seconds by stage. worker: host/pid, empty where not
+    record it. started_at, finished_at: Unix seconds by the worker's clock when its compute began (0 where
+    not recorded) and when it ended, for people and progress only; no decision reads them.
+    """
+
     fingerprint: str
     curve: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -165,31 +171,16 @@ def _is_number(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestRow:
+class ManifestRow(ShardRecord):
     """One shard of the finished set: what a consumer needs to fetch and check it."""
 
-    task: int
-    attempt: str
-    shard: str
-    bytes: int
-    rows: int
-    sha256: str
-    seed: int
     teacher_accuracy: float
 
     @classmethod
     def of(cls, commit: Commit) -> "ManifestRow":
         """Returns what the manifest keeps of a commit."""
-        return cls(
-            task=commit.task,
-            attempt=commit.attempt,
-            shard=commit.shard,
-            bytes=commit.bytes,
-            rows=commit.rows,
-            sha256=commit.sha256,
-            seed=commit.seed,
-            teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)),
-        )
+        shared = {f.name: getattr(commit, f.name) for f in fields(ShardRecord)}
+        return cls(**shared, teacher_accuracy=float(commit.figures.get("teacher_accuracy", 0.0)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nisynth.commits.records import (
     Commit,
     ManifestRow,
     Outcome,
+    ShardRecord,
     commit_key,
     misfit,
     parse_shard_key,
@@ -144,7 +145,7 @@ class Run:
         """Returns what the seal over these manifests, one for each of `rounds`, has to be."""
         return manifest_sha256s[0]
 
-    def misfit(self, row: Commit | ManifestRow) -> str | None:
+    def misfit(self, row: ShardRecord) -> str | None:
         """Returns why no worker of this set wrote the record of a shard, None when one may have."""
         return misfit(row, self.plan)
 
@@ -247,14 +248,14 @@ class Run:
             record = None
         return record if isinstance(record, dict) else {"failures": [], "damaged": True}
 
-    def read_shard(self, row: Commit | ManifestRow) -> Shard:
+    def read_shard(self, row: ShardRecord) -> Shard:
         """Returns the shard that a commit describes: fetched, hashed, decoded and held to the plan.
 
         Raises DataError, naming the shard and the cure; StorageError.
         """
         return self.decode(row, fetch_shard(self.store, row))
 
-    def decode(self, row: Commit | ManifestRow, data: bytes) -> Shard:
+    def decode(self, row: ShardRecord, data: bytes) -> Shard:
         """Returns the shard that the bytes hold, whose sha256 was compared with the commit's.
 
         Raises DataError when it is not what the plan says.

@@ -21,12 +21,12 @@ from nisynth.consumers.student import (
 )
 from nisynth.consumers.student_report import StudentReport
 from nisynth.consumers.training_log import Say, silent
+from nisynth.device import default_device
 from nisynth.errors import ConfigError
 from nisynth.images import check_fits
 from nisynth.reader import SyntheticDataset
 from nisynth.teachers import Teacher, TeacherConfig, load_teacher
 from nisynth.training import Loss
-from nisynth.training.device import default_device
 from nisynth.training.student import student_network
 
 STORED_KIND = "distil"

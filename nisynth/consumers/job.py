@@ -8,11 +8,11 @@ from typing import Any, TypeVar, cast
 from nisynth.consumers.student import STUDENT_KEY, Job, JobConfig, teacher_accuracy, train_student
 from nisynth.consumers.student_report import StudentReport, store_report, stored_report
 from nisynth.consumers.training_log import Say
+from nisynth.device import default_device
 from nisynth.errors import counted
 from nisynth.storage import Store, open_store
 from nisynth.teachers.checkpoint import read_checkpoint
 from nisynth.teachers.predict import accuracy
-from nisynth.training.device import default_device
 
 Config = TypeVar("Config", bound=JobConfig)
 Owner = TypeVar("Owner")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from nisynth.consumers.config import ConsumerConfig
 from nisynth.consumers.distill import LossConfig, check_teacher, distillation_loss
 from nisynth.consumers.filters import Cost, cost, prunable_layers, remove_filters, widths
 from nisynth.consumers.job import Source, config_of
@@ -32,6 +33,7 @@ from nisynth.consumers.prune_report import (
 )
 from nisynth.consumers.streamed import source_of
 from nisynth.consumers.training_log import Say, TrainingLog, silent
+from nisynth.device import default_device, device_name
 from nisynth.errors import ConfigError, counted
 from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
@@ -44,7 +46,6 @@ from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
 from nisynth.training import Loss, TrainConfig, hard_label_loss, train
 from nisynth.training.checkpoints import Checkpoints
-from nisynth.training.device import default_device, device_name
 
 FIGURE_KEY = "figure6.png"
 
@@ -59,19 +60,15 @@ class FineTuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
+class PruneConfig(ConsumerConfig):
     """A sweep over pruning ratios.
 
-    data: the run's URL. output: where the result goes, another URL. teacher: the network to prune. test_set:
-    real images to measure on; nothing is ever selected by them. ratios: shares of filters to remove. layers:
-    shell patterns such as `layer*.conv1` for the layers to prune; none: all that can be. loss: fine-tune by
-    the `labels`, or by the unpruned `teacher`'s answers. temperature: of those answers. train: how each
-    pruned network is fine-tuned. checkpoint_minutes: between two saves. allow_partial: train on what an
-    incomplete run has committed.
+    teacher: the network to prune. test_set: real images to measure on; nothing is ever selected by them.
+    ratios: shares of filters to remove. layers: shell patterns such as `layer*.conv1` for the layers to
+    prune; none: all that can be. loss: fine-tune by the `labels`, or by the unpruned `teacher`'s answers.
+    temperature: of those answers. train: how each pruned network is fine-tuned.
     """
 
-    data: str = ""
-    output: str = ""
     teacher: TeacherConfig
     test_set: str = ""
     ratios: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -79,14 +76,9 @@ class PruneConfig:
     loss: Literal["labels", "teacher"] = "labels"
     temperature: float = 20.0
     train: FineTuneConfig = field(default_factory=FineTuneConfig)
-    checkpoint_minutes: float = 5.0
-    allow_partial: bool = False
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ConfigError("data: missing; give the URL of a run, in the config or with --data")
-        if not self.output:
-            raise ConfigError("output: missing; give a folder or s3:// URL, in the config or with --output")
+        super().__post_init__()
         if not self.test_set:
             raise ConfigError("test_set: missing; give real images, in the config or with --test-set")
         if not self.ratios or not all(0.0 < ratio < 1.0 for ratio in self.ratios):
@@ -99,8 +91,6 @@ class PruneConfig:
             raise ConfigError(
                 "train.mixup, train.cutmix: a mixture has no label; use them with loss: teacher"
             )
-        if not self.checkpoint_minutes >= 0:
-            raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
 
 
 def prune(config: PruneConfig | Source, *, say: Say = silent) -> PruneReport:
@@ -114,7 +104,7 @@ def prune(config: PruneConfig | Source, *, say: Say = silent) -> PruneReport:
 
 
 class _Sweep:
-    """A sweep that has been looked at from all sides; holds what every ratio needs."""
+    """A validated sweep, ready to run; holds what every ratio needs."""
 
     def __init__(self, config: PruneConfig, say: Say) -> None:
         self.say = say

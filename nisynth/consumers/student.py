@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from nisynth.consumers.config import ConsumerConfig
 from nisynth.consumers.streamed import source_of
 from nisynth.consumers.student_report import Kind, StudentReport, plain, store_report
 from nisynth.consumers.training_log import Say, TrainingLog
+from nisynth.device import default_device, device_name
 from nisynth.errors import ConfigError, counted
 from nisynth.identity import counted_fields, versions
 from nisynth.images import LabelledImages
@@ -25,7 +27,6 @@ from nisynth.teachers.predict import accuracy
 from nisynth.teachers.save import network_bytes
 from nisynth.training import Loss, TrainConfig, train
 from nisynth.training.checkpoints import Checkpoints
-from nisynth.training.device import default_device, device_name
 from nisynth.training.loop import workers
 from nisynth.training.student import StudentConfig
 
@@ -35,44 +36,34 @@ FOLLOW_POLL_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
+class JobConfig(ConsumerConfig):
     """What every training of a student needs.
 
-    data: the run's URL. output: where the result goes, a URL that every worker reaches. student: the
-    network. train: how it is trained. test_set: real images to measure on every `evaluate_every` epochs and
-    at the end; nothing is ever selected by it. evaluate_every: epochs between two measurements on the test
-    set. checkpoint_minutes: between two saves. workers: processes, above 1 through Ray Train; one GPU each
-    where the cluster has GPUs when the job starts. wait_for_gpus: one GPU each in any case, for a cluster
-    that adds such nodes on demand. allow_partial: train on what an incomplete run has committed. rounds: of
-    a series, train on its first rounds alone. follow: train on a run while it grows, as soon as it has
-    `follow_min_images`; the steps are those of the whole run, and the last epoch waits for all of it.
-    follow_min_images: committed images to begin with.
+    output: where the result goes, a URL that every worker reaches. student: the network. train: how it is
+    trained. test_set: real images to measure on every `evaluate_every` epochs and at the end; nothing is ever
+    selected by it. evaluate_every: epochs between two measurements on the test set. workers: processes,
+    above 1 through Ray Train; one GPU each where the cluster has GPUs when the job starts. wait_for_gpus: one
+    GPU each in any case, for a cluster that adds such nodes on demand. rounds: of a series, train on its
+    first rounds alone. follow: train on a run while it grows, as soon as it has `follow_min_images`; the
+    steps are those of the whole run, and the last epoch waits for all of it. follow_min_images: committed
+    images to begin with.
     """
 
-    data: str = ""
-    output: str = ""
     student: StudentConfig
     train: TrainConfig = field(default_factory=TrainConfig)
     test_set: str | None = None
     evaluate_every: int = 10
-    checkpoint_minutes: float = 5.0
     workers: int = 1
     wait_for_gpus: bool = False
-    allow_partial: bool = False
     rounds: int | None = None
     follow: bool = False
     follow_min_images: int = 10_000
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ConfigError("data: missing; give the URL of a run, in the config or with --data")
-        if not self.output:
-            raise ConfigError("output: missing; give a folder or s3:// URL, in the config or with --output")
+        super().__post_init__()
         for name in ("evaluate_every", "workers", "follow_min_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
-        if not self.checkpoint_minutes >= 0:
-            raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")
         if self.follow and (self.allow_partial or self.rounds is not None or self.train.stream == "never"):
             raise ConfigError(
                 "follow: goes neither with allow_partial and rounds, which fix the images, nor with"

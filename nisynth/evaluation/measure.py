@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nisynth.device import default_device
 from nisynth.errors import ConfigError
 from nisynth.evaluation.embedding import ImageSet
 from nisynth.evaluation.networks import EmbeddingNetwork, read_layers
@@ -13,7 +14,6 @@ from nisynth.images.real import load_real_set
 from nisynth.reader import open_dataset
 from nisynth.series.run import open_run
 from nisynth.teachers import load_teacher
-from nisynth.training.device import default_device
 
 Say = Callable[[str], None]
 OnImages = Callable[[int, int], None]

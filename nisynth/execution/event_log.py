@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nisynth.commits.fetch import fetch_document
+from nisynth.errors import first_line
 from nisynth.execution.events import (
     AttemptFailed,
     AttemptStarted,
@@ -149,4 +150,4 @@ def read_events(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _short(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0][:MESSAGE_CHARS]
+    return first_line(text)[:MESSAGE_CHARS]

@@ -19,7 +19,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from nisynth.errors import ConfigError, ConnectionLost, Stalled, Stopped, one_line
+from nisynth.errors import ConfigError, ConnectionLost, Stalled, Stopped, last_line, one_line
 
 # Without a word from the log for so long, see whether the cluster is still there.
 IDLE_S = 30.0
@@ -193,8 +193,8 @@ def _reaching(address: str) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """Returns the error in a line; the dashboard sends tracebacks, whose last line tells."""
-    lines = [line for line in str(error).splitlines() if line.strip(" .")]
-    return lines[-1][:200] if "Traceback" in str(error) else one_line(error)
+    text = str(error)
+    return last_line(text.rstrip(" .\n"))[:200] if "Traceback" in text else one_line(error)
 
 
 def _number(details: JobDetails, name: str) -> int:

@@ -19,7 +19,16 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from nisynth.commits import Receipt, Run
 from nisynth.config import RunConfig
-from nisynth.errors import LossKind, NisynthError, Stalled, Stopped, StorageError, TaskFailure, counted
+from nisynth.errors import (
+    LossKind,
+    NisynthError,
+    Stalled,
+    Stopped,
+    StorageError,
+    TaskFailure,
+    counted,
+    last_line,
+)
 from nisynth.execution.actors import Actor
 from nisynth.execution.cluster import connected, free_resources, live_nodes, resources, sigterm_noted
 from nisynth.execution.events import (
@@ -211,7 +220,6 @@ def _shown(amounts: Mapping[str, float]) -> str:
 
 def _line(error: RayError) -> str:
     """Returns the line of Ray's paragraph that says what happened: how the process ended, else the last."""
-    text = str(error).strip()
-    _, found, detail = text.rpartition("Worker exit detail: ")
-    line = detail.partition(" Some common causes")[0] if found else text.splitlines()[-1]
+    _, found, detail = str(error).rpartition("Worker exit detail: ")
+    line = detail.partition(" Some common causes")[0] if found else last_line(str(error))
     return line.strip()[:300]

@@ -20,6 +20,7 @@ import torch
 from nisynth.commits import Run
 from nisynth.commits.seal import check_sizes, delete_losers, losers_of, read_manifest, seal
 from nisynth.config import RunConfig, load_config
+from nisynth.device import default_device
 from nisynth.errors import BudgetExceeded, DataError, Stalled, counted
 from nisynth.execution import COMPLETE, PARTIAL, RunReport
 from nisynth.execution.crew import Crew
@@ -77,7 +78,7 @@ def run(
     began_s = time.monotonic()
     if executor == "local":
         # Before the plan is stored, which would hold the URL for a config that cannot run.
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         check_engine(config.method, config.engine, device)
     teacher = _teacher_of(config)
     joined = _join(config, _plan_for(config, teacher), store)

@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from math import inf
 from uuid import uuid4
 
-from nisynth.errors import BudgetExceeded, FailureKind, LossKind, Stalled, StorageError, TaskFailure, counted
+from nisynth.errors import (
+    BudgetExceeded,
+    FailureKind,
+    LossKind,
+    Stalled,
+    StorageError,
+    TaskFailure,
+    counted,
+    first_line,
+)
 from nisynth.execution.ledger import COMMITTED, DEATHS, FAULTS, QUARANTINED, Attempt, Failure, Ledger
 
 __all__ = ["Attempt", "Failure", "Rules", "Scheduler"]
@@ -193,7 +202,7 @@ class Scheduler:
         commit that it brings.
         """
         slot = self._slots[number]
-        slot.failures, slot.last = 0, f"{kind}: {message}".splitlines()[0]
+        slot.failures, slot.last = 0, f"{kind}: {first_line(message)}"
         self._live.discard(number)
         self._sick.discard(number)
         self._file(number)

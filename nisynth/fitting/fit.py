@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nisynth.determinism import deterministic
+from nisynth.device import deterministic
 from nisynth.errors import ConfigError, DataError
 from nisynth.identity import counted_fields
 from nisynth.randomness import key, torch_seed

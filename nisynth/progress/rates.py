@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from nisynth.errors import counted
+from nisynth.errors import counted, first_line
 from nisynth.execution.events import (
     AttemptFailed,
     Event,
@@ -188,7 +188,7 @@ def message_of(event: Event) -> str | None:
             return format_failure(event.attempt.task, event.kind, event.message)
         case WorkerLost():
             end = "; its slot is given up" if event.given_up else ""
-            return f"{event.worker} is gone ({event.kind}): {_first_line(event.message)}{end}"
+            return f"{event.worker} is gone ({event.kind}): {first_line(event.message)}{end}"
         case TaskQuarantined():
             return f"task {event.task} is quarantined: {event.kind}, and no attempt is left"
         case Note():
@@ -233,8 +233,4 @@ def format_step(step: Stepped) -> str:
 
 def format_failure(task: int, kind: str, message: str) -> str:
     """Returns one line that names the task and the kind of failure, whatever the message holds."""
-    return f"task {task} failed ({kind}): {_first_line(message).removeprefix(f'task {task}: ')}"
-
-
-def _first_line(message: str) -> str:
-    return (message.strip().splitlines() or [""])[0]
+    return f"task {task} failed ({kind}): {first_line(message).removeprefix(f'task {task}: ')}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nisynth.batch import REAL_R_BN_IN_Y
-from nisynth.errors import counted
+from nisynth.errors import counted, first_line, last_line
 from nisynth.evaluation.quality import FAR_FROM_REAL, Quality
 from nisynth.report.facts import RunFacts, TaskFacts, public_name
 from nisynth.report.losses import Band
@@ -223,14 +223,15 @@ def failures(facts: RunFacts, most: int) -> dict[str, Any]:
         for failed in log.failures:
             kinds[failed.kind] = kinds.get(failed.kind, 0) + 1
         last = log.failures[-1] if log.failures else None
-        lines = [line.strip() for line in (last.message if last else "").splitlines() if line.strip()]
+        message = last.message if last else ""
+        first, final = first_line(message), last_line(message)
         tasks.append(
             {
                 "task": log.task,
                 "attempts": len(log.failures),
                 "kind": last.kind if last else "unknown",
-                "first_line": lines[0][:300] if lines else "",
-                "last_line": lines[-1][:300] if len(lines) > 1 else "",
+                "first_line": first[:300],
+                "last_line": final[:300] if final != first else "",
             }
         )
     return {

@@ -15,6 +15,7 @@ from typing import Any
 
 from nisynth.commits.seal import read_manifest
 from nisynth.consumers.distill import distill
+from nisynth.device import default_device
 from nisynth.errors import ConfigError, DataError, PlanMismatch
 from nisynth.execution.run import Executor, run
 from nisynth.series.config import AdaptConfig, load_adapt_config
@@ -25,7 +26,6 @@ from nisynth.storage import NotFound, open_store
 from nisynth.storage.probe import probe_conditional_create
 from nisynth.synthesis import check_engine
 from nisynth.teachers import load_teacher
-from nisynth.training.device import default_device
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nisynth.commits.card import write_card
 from nisynth.commits.fetch import fetch_document
-from nisynth.commits.records import Commit, ManifestRow
+from nisynth.commits.records import Commit, ManifestRow, ShardRecord
 from nisynth.commits.run import PLAN_KEY, SUCCESS_KEY, Record, Run, incomplete, parse_plan
 from nisynth.commits.seal import CARD_KEY, create_same, read_manifest, unseal
 from nisynth.errors import ConfigError, DataError, PlanMismatch
@@ -167,7 +167,7 @@ class Series(Run):
         rounds = self.rounds
         return rounds[number].read_quarantine(local) if number < len(rounds) else None
 
-    def misfit(self, row: Commit | ManifestRow) -> str | None:
+    def misfit(self, row: ShardRecord) -> str | None:
         number, local = self.place(row.task) if 0 <= row.task < self.plan.num_tasks else (-1, 0)
         rounds, folder = self.rounds, f"{_folder(number)}/"
         if not 0 <= number < len(rounds) or not row.shard.startswith(folder):

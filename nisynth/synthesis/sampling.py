@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 
 from nisynth.batch import ImageBatch, Task
-from nisynth.determinism import deterministic
+from nisynth.device import deterministic
 from nisynth.errors import ConfigError, TaskFailure, TeacherError
 from nisynth.images import Normalization
 from nisynth.synthesis.artefacts import differing_normalization
@@ -22,6 +21,7 @@ from nisynth.synthesis.generators import GENERATORS, FittedGenerator, GeneratorS
 from nisynth.synthesis.protocol import StepCallback
 from nisynth.teachers import Teacher
 from nisynth.teachers.checkpoint import Checkpoint, hash_weights, read_checkpoint
+from nisynth.teachers.save import tensors_bytes
 
 KIND = "nisynth generator"
 """What a generator's file says it is, in its metadata."""
@@ -76,8 +76,7 @@ def generator_bytes(network: FittedGenerator, normalization: Normalization, more
         "std": json.dumps(normalization.std),
         **more,
     }
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(stored, metadata)
+    return tensors_bytes(network.state_dict(), metadata)
 
 
 def load_generator(url: str, teacher: Teacher) -> LoadedGenerator:

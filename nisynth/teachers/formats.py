@@ -56,7 +56,11 @@ def parse(data: bytes, where: str) -> tuple[list[StateDict], dict[str, str]]:
     are quantized, values that are no numbers.
     """
     if _is_safetensors(data):  # first: its length may begin with any byte, also with those of other formats
-        tensors, metadata = _parse_safetensors(data, where)
+        try:
+            tensors, metadata = parse_safetensors(data)
+        except safetensors.SafetensorError as error:
+            damaged = f"damaged or truncated safetensors file ({one_line(error)})"
+            raise TeacherError(f"{where}: {damaged}") from None
         return [_state_dict(tensors, (), where)], metadata
     _refuse_foreign(data, where)
     content = _load_torch(data, where)
@@ -104,11 +108,9 @@ def _as_floats(name: str, tensor: Tensor, where: str) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _parse_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise TeacherError(f"{where}: damaged or truncated safetensors file ({one_line(error)})") from None
+def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors and the metadata of a safetensors file. Raises SafetensorError."""
+    tensors = safetensors.torch.load(data)
     header_bytes = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
     return tensors, header.get("__metadata__", {})

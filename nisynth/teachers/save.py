@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from nisynth.images import Normalization
 
@@ -32,5 +32,10 @@ def network_bytes(
         "input_size": str(input_px),
         **(more or {}),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(tensors, metadata)
+    return tensors_bytes(network.state_dict(), metadata)
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Returns tensors, wherever they lie, as one safetensors file with this metadata."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(stored, dict(metadata))

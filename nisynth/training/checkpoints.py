@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from nisynth.errors import DataError, PlanMismatch, one_line
 from nisynth.identity import differing_fields
 from nisynth.storage import NotFound, Store
+from nisynth.teachers.formats import parse_safetensors
+from nisynth.teachers.save import tensors_bytes
 
 CHECKPOINT_KEY = "checkpoint.safetensors"
 SCHEMA_VERSION = 1
@@ -127,15 +128,13 @@ def _encode(state: TrainState, identity: Mapping[str, Any]) -> bytes:
         "source": state.source,
         **numbers,
     }
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(stored, {"nisynth": json.dumps(document)})
+    return tensors_bytes(tensors, {"nisynth": json.dumps(document)})
 
 
 def _parse(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        tensors = safetensors.torch.load(data)
-        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = json.loads(header["__metadata__"]["nisynth"])
+        tensors, metadata = parse_safetensors(data)
+        document = json.loads(metadata["nisynth"])
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise ValueError("no checkpoint of this version")
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,6 +1,5 @@
-"""Where a network is trained and in which arithmetic, decided once around a whole training."""
+"""In which arithmetic a network is trained, decided once around a whole training; and its memory."""
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -8,20 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from nisynth.determinism import deterministic
-from nisynth.errors import ConfigError
+from nisynth.device import deterministic
+from nisynth.errors import ConfigError, first_line
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def default_device() -> torch.device:
-    """Returns this process's GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name() -> str:
-    """Returns what a report calls the device that this process trains on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 
 @contextmanager
@@ -88,5 +77,5 @@ def gpu_memory(batch_size: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise ConfigError(
             f"train.batch_size: {batch_size} images, or the set itself, do not fit in the GPU's memory"
-            f" ({str(error).splitlines()[0][:160]}); lower it"
+            f" ({first_line(str(error))[:160]}); lower it"
         ) from None

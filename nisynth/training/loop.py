@@ -21,13 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nisynth.device import default_device
 from nisynth.errors import ConfigError, DataError, IncompleteRun, StorageError
 from nisynth.randomness import torch_seed
 from nisynth.teachers.logits import logits_of
 from nisynth.training.batch_norm import over_global_batch
 from nisynth.training.checkpoints import Checkpoints, TrainState
 from nisynth.training.config import TrainConfig
-from nisynth.training.device import arithmetic, default_device, gpu_memory, own_randomness
+from nisynth.training.device import arithmetic, gpu_memory, own_randomness
 from nisynth.training.source import Batches, BatchSource, Place
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

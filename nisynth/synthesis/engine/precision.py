@@ -7,12 +7,13 @@ run convolutions and what lies between them in 16 bits, through autocast.
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from nisynth.device import float32_arithmetic
 from nisynth.errors import ConfigError
 
 # Gradients of single pixels are near 1e-6, below float16's normal range; scaled by this they are not. Those
@@ -40,25 +41,9 @@ class Arithmetic:
         Matrix products stay IEEE float32 with `tf32` too: torch 2.11's compiler raises where their precision
         was set through this interface, the only one that is not deprecated.
         """
-        # mypy does not see the members that this module defines by other means.
-        backends: Any = torch.backends
-        float32_of = [backends.cudnn.conv, backends.mkldnn.conv, backends.cuda.matmul, backends.mkldnn.matmul]
-        before = [setting.fp32_precision for setting in float32_of]
-        benchmark = backends.cudnn.benchmark
-        with ExitStack() as restore:
-            if device.type == "cuda":
-                restore.enter_context(torch.cuda.device(device))
-            try:
-                for setting in float32_of:
-                    setting.fp32_precision = "ieee"
-                if self.name == "tf32":
-                    backends.cudnn.conv.fp32_precision = "tf32"
-                backends.cudnn.benchmark = True
-                yield
-            finally:
-                for setting, precision in zip(float32_of, before, strict=True):
-                    setting.fp32_precision = precision
-                backends.cudnn.benchmark = benchmark
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with on_device, float32_arithmetic(tf32_convolutions=self.name == "tf32", benchmark=True):
+            yield
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Returns the context in which convolutions and linear layers run in `dtype`."""

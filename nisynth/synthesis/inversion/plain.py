@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from nisynth.batch import ImageBatch, Task
-from nisynth.determinism import deterministic
+from nisynth.device import deterministic
 from nisynth.synthesis.inversion.curve import LossCurve
 from nisynth.synthesis.inversion.draws import draw, rendering_rng
 from nisynth.synthesis.inversion.initialization import Weights

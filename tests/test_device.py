@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nisynth.determinism import deterministic
+from nisynth.device import deterministic
 
 
 def settings():
