@@ -44,7 +44,7 @@ from nisynth.storage.s3_client import (
     limits_from_environment,
     make_client,
 )
-from nisynth.storage.s3_errors import Failure, judge
+from nisynth.storage.s3_errors import RequestFailure, judge
 from nisynth.storage.store import AlreadyExists, NotFound, ObjectInfo, OutcomeUnknown, Unconditional
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class S3Store:
                 break
         raise StorageError(f"{self._where(name)}: {failure.words}")
 
-    def _pause(self, failure: Failure, attempt: int) -> bool:
+    def _pause(self, failure: RequestFailure, attempt: int) -> bool:
         """Waits before the next attempt, and tells whether there is to be one."""
         allowed = self._limits.attempts
         if failure.unreached and not self._answered:
@@ -238,7 +238,7 @@ class S3Store:
         time.sleep(longest * _jitter.uniform(0.5, 1.0))
         return True
 
-    def _judge(self, error: Exception, action: str) -> Failure:
+    def _judge(self, error: Exception, action: str) -> RequestFailure:
         endpoint = self._made_client.meta.endpoint_url if self._made_client else "the server"
         failure = judge(error, action=action, endpoint=endpoint)
         if failure.unreached and not self._answered:

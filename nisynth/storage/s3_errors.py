@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Failure:
+class RequestFailure:
     """One failed request.
 
     `retry`: the same request can succeed a little later. `unclear`: the server may have carried it out.
@@ -146,7 +146,7 @@ _PASSING_CODES = ("RequestTimeout", "SlowDown", "Throttling", "BadDigest", "Inco
 _PASSING_STATUS = (408, 409, 412, 425, 429)
 
 
-def judge(error: Exception, *, action: str, endpoint: str) -> Failure:
+def judge(error: Exception, *, action: str, endpoint: str) -> RequestFailure:
     """Returns what a failed request means.
 
     `action` is the permission that the request needs, `endpoint` the server's URL.
@@ -157,12 +157,12 @@ def judge(error: Exception, *, action: str, endpoint: str) -> Failure:
     for kind in type(error).__mro__:
         if kind.__name__ in _EXCEPTIONS:
             words, retry, unclear = _EXCEPTIONS[kind.__name__]
-            return Failure(words.format(endpoint=endpoint), retry, unclear, 0, kind.__name__)
+            return RequestFailure(words.format(endpoint=endpoint), retry, unclear, 0, kind.__name__)
     name = type(error).__name__
-    return Failure(_OTHER_EXCEPTION.format(code=name), retry=False, unclear=True, status=0, code=name)
+    return RequestFailure(_OTHER_EXCEPTION.format(code=name), retry=False, unclear=True, status=0, code=name)
 
 
-def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> Failure:
+def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> RequestFailure:
     told = answer.get("Error", {})
     meta = answer.get("ResponseMetadata", {})
     code = str(told.get("Code", ""))
@@ -184,4 +184,4 @@ def _judge_answer(answer: dict[str, dict[str, object]], action: str) -> Failure:
     )
     broken = status >= 500 and status != 501
     retry = broken or status in _PASSING_STATUS or code in _PASSING_CODES
-    return Failure(words, retry, broken or status in (408, 412), status, code)
+    return RequestFailure(words, retry, broken or status in (408, 412), status, code)
