@@ -43,7 +43,7 @@ class UnknownJob(Stopped):
 
 
 @dataclass(frozen=True)
-class Job:
+class RayJob:
     """One submission. exit_code: None while it is pending or running. reason: Ray's words, one line."""
 
     id: str
@@ -82,13 +82,13 @@ class JobsApi:
                 " check that the head node runs, that its name resolves here, and its dashboard's port (8265)"
             ) from None
 
-    def named(self, name: str) -> list[Job]:
+    def named(self, name: str) -> list[RayJob]:
         """Returns the jobs called `name`-1, `name`-2 and so on, oldest first."""
         with _reaching(self.address):
             found = [details for details in self._client.list_jobs() if _number(details, name)]
         return [_job(details) for details in sorted(found, key=lambda details: _number(details, name))]
 
-    def info(self, job_id: str) -> Job:
+    def info(self, job_id: str) -> RayJob:
         """Returns the job as it is now. Raises UnknownJob."""
         with _reaching(self.address):
             try:
@@ -203,10 +203,10 @@ def _number(details: JobDetails, name: str) -> int:
     return int(tail) if head == name and tail.isdecimal() else 0
 
 
-def _job(details: JobDetails) -> Job:
+def _job(details: JobDetails) -> RayJob:
     lines = (details.message or "").splitlines()
     reason = lines[0].removesuffix(", last available logs (truncated to 20,000 chars):") if lines else ""
-    return Job(details.submission_id or "", str(details.status), _exit_code(details), reason)
+    return RayJob(details.submission_id or "", str(details.status), _exit_code(details), reason)
 
 
 def _exit_code(details: JobDetails) -> int | None:

@@ -29,7 +29,7 @@ from typing import Any
 import nisynth
 from nisynth.config import RunConfig
 from nisynth.errors import ConfigError, ConnectionLost
-from nisynth.execution.jobs_api import Job, JobsApi
+from nisynth.execution.jobs_api import JobsApi, RayJob
 from nisynth.execution.run import plan_run
 from nisynth.storage import open_store
 
@@ -154,7 +154,7 @@ def follow(
     write: Write,
     note: Write,
     pauses_s: Sequence[float] = RECONNECT_PAUSES_S,
-) -> Job:
+) -> RayJob:
     """Returns the job once it has ended; until then gives what it prints to `write`, piece by piece.
 
     Of a job that was there before, the last lines only. pauses_s: between attempts to reach a cluster
@@ -166,7 +166,7 @@ def follow(
 
 async def _follow(
     api: JobsApi, submitted: Submitted, write: Write, note: Write, pauses_s: Sequence[float]
-) -> Job:
+) -> RayJob:
     job_id = submitted.job_id
     shown = None if submitted.attached else 0
     failures = 0

@@ -20,7 +20,7 @@ from nisynth import cli
 from nisynth.commits import Run
 from nisynth.config import load_config
 from nisynth.errors import ConnectionLost
-from nisynth.execution.jobs_api import Job, JobsApi, UnknownJob
+from nisynth.execution.jobs_api import JobsApi, RayJob, UnknownJob
 from nisynth.execution.submit import Submitted, follow, pack, submit
 from nisynth.storage import open_store
 from tests.clients import Screen, Work, jobs_of, make_work, nisynth
@@ -96,14 +96,14 @@ def test_two_submit_at_once_and_see_the_one_job_fail(ray_head: RayHead, story: W
     shipment = pack(load_config(story.file), str(url), modules=[story.module])
     start = threading.Barrier(2)
 
-    def one() -> tuple[Submitted, Job, str]:
+    def one() -> tuple[Submitted, RayJob, str]:
         api, screen = JobsApi(ray_head.address), Screen()
         start.wait()
         submitted = submit(api, shipment)
         return submitted, follow(api, submitted, screen.write, screen.write), screen.getvalue()
 
     with ThreadPoolExecutor(2) as pool:
-        outcomes: list[Future[tuple[Submitted, Job, str]]] = [pool.submit(one) for _ in range(2)]
+        outcomes: list[Future[tuple[Submitted, RayJob, str]]] = [pool.submit(one) for _ in range(2)]
         (mine, job, said), (other, same, _) = sorted(
             (o.result() for o in outcomes), key=lambda o: o[0].attached
         )
