@@ -16,7 +16,7 @@ from nisynth.synthesis.inversion.method import InversionMethod, Loop, MakeLoop, 
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
 from nisynth.synthesis.inversion.rival import Judged, Rival, competition, load_rival
 from nisynth.synthesis.naturalinversion import config as naturalinversion
-from nisynth.synthesis.naturalinversion.exchange import Observed
+from nisynth.synthesis.naturalinversion.exchange import ObservedLabels
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.synthesis.noise import NoiseConfig, NoiseSynthesizer
 from nisynth.synthesis.protocol import EngineConfig, Method, Synthesizer
@@ -70,7 +70,7 @@ def _make_naturalinversion(
     config: Any, teacher: Teacher, artefacts: Artefacts, loop: MakeLoop
 ) -> Synthesizer:
     inverted = loop(config, Renderer)
-    return Observed(inverted, teacher, config.exchange) if config.exchange else inverted
+    return ObservedLabels(inverted, teacher, config.exchange) if config.exchange else inverted
 
 
 METHODS: dict[str, MethodRow] = {

@@ -47,7 +47,7 @@ def draw_masks(num_images: int, widths: Sequence[int], rng: torch.Generator) -> 
     return masks
 
 
-class Observed:
+class ObservedLabels:
     """A synthesizer whose labels are the class that the teacher gives to each decoded image.
 
     figures: `planned_accuracy`, 0 to 1, of the images that were optimized: how many are of the planned class.
