@@ -6,10 +6,10 @@ before anything is allocated, nothing is unpickled, and whatever is wrong become
 
 Parquet is stored uncompressed and PLAIN: PNG does not compress further, and a reader can then refuse every
 encoding in which a small file unfolds into a large table. A footer has no checksum of its own and pyarrow
-aborts the process on some damaged ones, so the metadata carries a seal, the sha256 of the file with the
-seal's digits set to zero, and no byte reaches pyarrow before it is checked. What remains: whoever can write
-to the bucket can seal such a footer on purpose, and stop a reader. NPZ is a zip of stored arrays, each with
-a CRC.
+aborts the process on some damaged ones, so the metadata carries the file's own sha256, computed with its
+digits set to zero, and no byte reaches pyarrow before it is checked. What remains: whoever can write to the
+bucket can give a bad footer the right hash on purpose, and stop a reader. NPZ is a zip of stored arrays, each
+with a CRC.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00[\x00-\xff]{2}"
     rb"\{'descr': '(<[fi][48])', 'fortran_order': False, 'shape': \(([0-9, ]{0,60})\), \} *\n"
 )
-_SEAL = b"nisynth-shard-1 sha256:"
+_OWN_SHA256 = b"nisynth-shard-1 sha256:"
 _BLANK = b"0" * 64
 _PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, RuntimeError, OverflowError)
 _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, RuntimeError, struct.error)
@@ -116,7 +116,7 @@ def decode(
     normalization (required for NPZ) and pixels: how an NPZ shard's floats become 8 bits.
     num_classes: labels must lie below it; a Parquet shard is always held to its own class names.
     max_px: the largest height or width accepted. hash_checked: the caller has compared the sha256 of these
-    bytes with a commit's, so that a Parquet shard's own seal need not be computed.
+    bytes with a commit's, so that a Parquet shard's own sha256 need not be computed.
     Raises DataError for bytes that are no such shard.
     """
     if format == "npz":
@@ -154,17 +154,17 @@ def _encode_parquet(pixels: "Tensor", labels: "Tensor", task: int, classes: Sequ
     numbers = [labels.numpy(), np.full(rows, task, dtype=np.int64), np.arange(rows, dtype=np.int64)]
     metadata = {
         "huggingface": json.dumps({"info": {"features": features(classes)}}),
-        "nisynth": _SEAL + _BLANK,
+        "nisynth": _OWN_SHA256 + _BLANK,
     }
     image = pa.StructArray.from_arrays([pa.array(pngs, pa.binary()), pa.array(paths)], fields=list(_IMAGE))
     columns = [image, *(pa.array(column) for column in numbers)]
     table = pa.Table.from_arrays(columns, schema=pa.schema(list(_COLUMNS.items()), metadata=metadata))
-    return _seal(to_parquet(table, compression="NONE"))
+    return _with_own_sha256(to_parquet(table, compression="NONE"))
 
 
-def _seal(data: bytes) -> bytes:
-    """Returns the file with its seal set. Raises ValueError when there is no place for one."""
-    start = data.rindex(_SEAL) + len(_SEAL)
+def _with_own_sha256(data: bytes) -> bytes:
+    """Returns the file with its own sha256 set. Raises ValueError when there is no place for one."""
+    start = data.rindex(_OWN_SHA256) + len(_OWN_SHA256)
     blank = data[:start] + _BLANK + data[start + len(_BLANK) :]
     return blank[:start] + hashlib.sha256(blank).hexdigest().encode() + blank[start + len(_BLANK) :]
 
@@ -174,7 +174,7 @@ def _decode_parquet(data: bytes, max_px: int, hash_checked: bool) -> Shard:
 
     if data[:4] != b"PAR1":
         raise _damaged("parquet", f"it begins with {data[:12]!r}, not with PAR1")
-    if not hash_checked and (_SEAL not in data or _seal(data) != data):
+    if not hash_checked and (_OWN_SHA256 not in data or _with_own_sha256(data) != data):
         raise _damaged("parquet", "its bytes do not match the sha256 in its footer (truncated or altered)")
     try:
         pngs, numbers, metadata = _read_parquet(data)

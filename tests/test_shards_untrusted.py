@@ -26,7 +26,7 @@ CLASSES = ("plane", "car", "bird")
 NORMALIZATION = Normalization(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
 PARQUET = OutputConfig()
 NPZ = OutputConfig(format="npz")
-SEAL = b"nisynth-shard-1 sha256:"
+OWN_SHA256 = b"nisynth-shard-1 sha256:"
 
 
 def encoded(output: OutputConfig) -> bytes:
@@ -103,11 +103,11 @@ def test_flipped_bytes_decode_equal_or_are_refused(output: OutputConfig) -> None
     assert refused > 400
 
 
-def reseal(data: bytes) -> bytes:
-    """The seal, written from its definition: sha256 of the file with the seal's 64 digits set to zero."""
-    head, _, tail = data.rpartition(SEAL)
-    blank = head + SEAL + b"0" * 64 + tail[64:]
-    return head + SEAL + hashlib.sha256(blank).hexdigest().encode() + tail[64:]
+def rehashed(data: bytes) -> bytes:
+    """The file's own hash, written from its definition: sha256 of the file with its 64 digits set to zero."""
+    head, _, tail = data.rpartition(OWN_SHA256)
+    blank = head + OWN_SHA256 + b"0" * 64 + tail[64:]
+    return head + OWN_SHA256 + hashlib.sha256(blank).hexdigest().encode() + tail[64:]
 
 
 def png(mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> bytes:
@@ -132,15 +132,15 @@ def forged(
         {"image": pa.array(cells, image_type), "label": labels, "task": tasks, "index_in_task": index}
     )
     names = {"info": {"features": {"label": {"names": CLASSES}}}}
-    metadata = {"huggingface": json.dumps(huggingface or names), "nisynth": SEAL + b"0" * 64}
+    metadata = {"huggingface": json.dumps(huggingface or names), "nisynth": OWN_SHA256 + b"0" * 64}
     sink = io.BytesIO()
     options = {"compression": "NONE", "use_dictionary": False, **options}
     pq.write_table(table.replace_schema_metadata(metadata), sink, **options)
-    return reseal(sink.getvalue())
+    return rehashed(sink.getvalue())
 
 
-def test_the_seal_is_what_it_says() -> None:
-    assert reseal(encoded(PARQUET)) == encoded(PARQUET)
+def test_a_file_s_own_hash_is_what_it_says() -> None:
+    assert rehashed(encoded(PARQUET)) == encoded(PARQUET)
     assert decoded(forged(), "parquet").images.labels.tolist() == [0, 1]
 
 
@@ -187,7 +187,7 @@ def test_forged_parquet_is_refused(data: bytes, words: str) -> None:
 
 def test_no_rows_are_refused() -> None:
     table = pq.read_table(io.BytesIO(forged())).slice(0, 0)
-    assert_refused(reseal(to_parquet(table, compression="NONE")), "parquet", "cannot be read")
+    assert_refused(rehashed(to_parquet(table, compression="NONE")), "parquet", "cannot be read")
 
 
 def test_labels_are_held_to_the_classes_of_the_run() -> None:
@@ -202,7 +202,7 @@ def test_max_px_is_the_callers() -> None:
     assert_refused(encoded(NPZ), "npz", "up to 7", max_px=7)
 
 
-def test_flipped_images_under_a_valid_seal_never_crash() -> None:
+def test_flipped_images_under_a_valid_hash_never_crash() -> None:
     data = encoded(PARQUET)
     end = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     rng = random.Random(1)
@@ -212,7 +212,7 @@ def test_flipped_images_under_a_valid_seal_never_crash() -> None:
         for _ in range(rng.randint(1, 3)):
             damaged[rng.randrange(4, end)] ^= 1 << rng.randrange(8)
         try:
-            assert decoded(reseal(bytes(damaged)), "parquet").images.pixels.shape == (6, 3, 8, 8)
+            assert decoded(rehashed(bytes(damaged)), "parquet").images.pixels.shape == (6, 3, 8, 8)
         except DataError:
             refused += 1
     assert refused > 200
