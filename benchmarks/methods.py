@@ -359,7 +359,7 @@ class Benchmark:
             method["student"] = {"arch": self.of_teacher["arch"]}
         values = {"teacher": self.of_teacher, "method": method, "batch_size": scale.batch_size, "seed": seed}
         with self._costs(folder):
-            fit(load_fit_config({**values, "output": str(folder)}), device=default_device())
+            fit(load_fit_config({**values, "output": str(folder)}))
         return {"name": "sampling", "generator": str(folder / GENERATOR_KEY)}
 
     def _found(self, name: str, draw: int) -> list[float]:

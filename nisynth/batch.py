@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nisynth.errors import counted
+
 if TYPE_CHECKING:  # what only reads plans and commits does not wait for torch
     from torch import Tensor
 
@@ -29,6 +31,9 @@ class Task:
     seed: int
     labels: npt.NDArray[np.int64]
     rows: int
+
+    def __repr__(self) -> str:
+        return f"Task({self.index}: {counted(self.rows, 'image')})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,9 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,13 @@ from nisynth.batch import ImageBatch
 from nisynth.commits import Run
 from nisynth.commits.audit import Problem, Verdict
 from nisynth.consumers.evaluate import Evaluation
+from nisynth.consumers.prune_report import PrunePoint, PruneReport
+from nisynth.consumers.student_report import StudentReport
+from nisynth.evaluation.figures import Figure
+from nisynth.evaluation.networks import POOL
+from nisynth.evaluation.quality import Quality
 from nisynth.fitting import FitReport
+from nisynth.in_memory import Probe
 from nisynth.storage import open_store
 from tests.tiny import commit_all, tiny_config, tiny_plan
 
@@ -85,9 +93,34 @@ def test_what_a_notebook_shows_is_one_short_line(tmp_path: Path) -> None:
     assert repr(fitted) == "FitReport(generator abababababab after 1,000 iterations)"
     found = Evaluation("vgg11", "cifar.parquet", "test", 4, 0.75, {"a": 0.75}, [[3, 1]] * 100)
     assert repr(found) == "Evaluation(vgg11: 75.00% on test, N=4 (cifar.parquet))"
+    assert repr(plan[0]) == f"Task(0: {plan.batch_size} images)"
+
+
+def filled(owner: type, **values: Any) -> Any:
+    """Returns a dataclass with these values, the others None: what a repr does not read."""
+    return owner(**(dict.fromkeys(field.name for field in fields(owner)) | values))
+
+
+def test_what_a_notebook_shows_of_a_result_is_one_short_line() -> None:
+    student = filled(StudentReport, kind="distill", output="out", student="resnet18", history=[{}] * 200)
+    assert repr(student) == "StudentReport(distill at 'out': resnet18)"
+    student = replace(student, test_accuracy=0.9, test_set="test.parquet")
+    assert repr(student) == "StudentReport(distill at 'out': resnet18, 90.00% on test.parquet)"
+    points = [filled(PrunePoint, ratio=ratio, accuracy_fine_tuned=0.75) for ratio in (0.5, 0.625)]
+    pruned = filled(PruneReport, output="out", teacher="vgg11", accuracy=0.9, points=points)
+    assert repr(pruned) == "PruneReport('out': vgg11, 90.00% unpruned, 0.5: 75.00%, 0.625: 75.00%)"
+    probe = filled(Probe, labels=torch.zeros(32), iterations=20, planned=2000, verdict="the losses fall")
+    assert repr(probe) == "Probe(32 images, 20 of 2,000 iterations: the losses fall)"
+    quality = filled(Quality, synthetic="runs/demo", num_images=1000, figures=())
+    assert repr(quality) == "Quality(runs/demo: 1,000 images)"
+    distance = Figure("fd", POOL, 12.3456, 1000, 1000)
+    quality = replace(quality, real="test.parquet", figures=(distance,))
+    assert repr(quality) == "Quality(runs/demo: 1,000 images, FD 12.35 from test.parquet)"
 
 
 def test_a_consumer_takes_a_mapping_as_the_run_does_and_names_a_wrong_field() -> None:
     for consume in (nisynth.distill, nisynth.train_from_scratch, nisynth.prune):
         with pytest.raises(nisynth.ConfigError, match="outpt"):
             consume({"data": "run", "outpt": "student"})
+    with pytest.raises(nisynth.ConfigError, match="outpt"):
+        nisynth.fit({"outpt": "fit"})

@@ -21,18 +21,11 @@ def fit(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a generator (one_to_many, dafl, dfad, wgan_gp); run again to resume. `sampling` takes it."""
-    from nisynth.device import default_device
     from nisynth.fitting import fit as carry_out
     from nisynth.fitting import load_fit_config
 
     resolved = load_fit_config(config, set_, {"output": output})
-    total, say = resolved.method.iterations, narrator(quiet)
-
-    def tell(iteration: int, terms: dict[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        say(f"iteration {iteration:,} of {total:,}: {shown}")
-
-    report = carry_out(resolved, device=default_device(), on_step=tell)
+    report = carry_out(resolved, say=narrator(quiet))
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(report)))
         return

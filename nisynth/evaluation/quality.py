@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nisynth.errors import counted
 from nisynth.evaluation import frechet, manifold, scores
 from nisynth.evaluation.embedding import Features, ImageSet, Labels, OnImages, embed, pick
 from nisynth.evaluation.figures import METRICS, MOST_POINTS, Figure, Metric, Samples, measure_figures
@@ -117,6 +118,11 @@ class Quality:
     pixels: PixelStatistics
     real_pixels: PixelStatistics | None
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        distance = self.figure("fd")
+        away = "" if distance is None else f", FD {distance.value:.4g} from {self.real}"
+        return f"Quality({self.synthetic}: {counted(self.num_images, 'image')}{away})"
 
     def figure(self, name: str, layer: str = POOL, k: int | None = None) -> Figure | None:
         """Returns one figure, None where it was not taken."""

@@ -86,7 +86,7 @@ class FitReport:
 
 
 class Fitting(Protocol):
-    """A fit that has been looked at from all sides and may begin.
+    """A validated fit, ready to start.
 
     networks: all that is trained. optimizers: theirs. student: the network that a method trains beside the
     generator. identity: what of its inputs decides the weights, beside teacher, method, batch and seed.
@@ -122,8 +122,8 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 def fit_with(
     make: Callable[[FitConfig, Teacher], Fitting],
     config: FitConfig,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
+    device: str | torch.device,
+    on_step: OnStep,
 ) -> FitReport:
     """Returns the report of a finished fit; run again, it goes on where the last one ended.
 
@@ -165,7 +165,7 @@ def _finished(store: Store, identity: dict[str, Any]) -> FitReport | None:
     return report
 
 
-def _run(fitting: Fitting, config: FitConfig, checkpoints: Checkpoints, on_step: OnStep | None) -> TrainState:
+def _run(fitting: Fitting, config: FitConfig, checkpoints: Checkpoints, on_step: OnStep) -> TrainState:
     """Returns the state after the last iteration; all that one draws comes of the seed and its number."""
     first, *others = fitting.optimizers
     sums = torch.zeros(3, dtype=torch.float64)
@@ -184,8 +184,7 @@ def _run(fitting: Fitting, config: FitConfig, checkpoints: Checkpoints, on_step:
                     "teacher's weights and normalization"
                 )
             state.history.append({"iteration": state.step, **values})
-            if on_step is not None:
-                on_step(state.step, values)
+            on_step(state.step, values)
         checkpoints.save_if_due(state)
     return state
 

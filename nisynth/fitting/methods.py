@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nisynth.config_loader import load_as
+from nisynth.device import default_device
 from nisynth.fitting import dafl, dfad, one_to_many, wgan_gp
 from nisynth.fitting.fit import FitConfig, FitReport, Fitting, OnStep, fit_with
 from nisynth.synthesis.naturalinversion import config as naturalinversion
@@ -79,10 +80,28 @@ def load_fit_config(
     return load_as(FitConfig, source, overrides, kind="fit", given=given, choices={"method": FITS})
 
 
-def fit(config: FitConfig, *, device: str | torch.device = "cpu", on_step: OnStep | None = None) -> FitReport:
-    """Returns the report of a finished fit; run again, it goes on where the last one ended.
+def fit(
+    config: FitConfig | str | Path | Mapping[str, Any],
+    *,
+    device: str | torch.device | None = None,
+    on_step: OnStep | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> FitReport:
+    """Returns the report of a finished fit, whose generator lies at the output URL; resumes one begun there.
 
+    config: a FitConfig, a file, a shipped config's name, or a mapping. device: by default this process's GPU
+    where there is one. on_step: called with (iterations done, loss terms) every `log_every` iterations. say:
+    hears the same as a line.
     Raises ConfigError (also for a loss that is not finite), TeacherError, PlanMismatch when another config's
     fit is at the URL, DataError, StorageError.
     """
-    return fit_with(FITS[config.method.name].make, config, device, on_step)
+    resolved = config if isinstance(config, FitConfig) else load_fit_config(config)
+
+    def tell(iteration: int, terms: dict[str, float]) -> None:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        say(f"iteration {iteration:,} of {resolved.method.iterations:,}: {shown}")
+        if on_step is not None:
+            on_step(iteration, terms)
+
+    make = FITS[resolved.method.name].make
+    return fit_with(make, resolved, default_device() if device is None else device, tell)
