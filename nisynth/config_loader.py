@@ -265,7 +265,7 @@ def _check_size(values: Any, field: str = "") -> None:
             raise ConfigError(f"{name}: a number of {value.bit_length()} bits is too large for any field")
         elif value is not None and not isinstance(value, str | int | float | bool):
             raise ConfigError(
-                f"{name}: {type(value).__name__} is no type of a config; write text or a number"
+                f"{name}: {type(value).__name__} cannot stand in a config; write text or a number"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the images are for: each consumer takes a dataset, and a teacher where it needs one, to a model.
+"""What uses the images: each consumer makes a model or a measurement of a dataset, with a teacher or without.
 
 A consumer reads images through `nisynth.reader` alone and knows nothing of what lies behind it.
 
@@ -9,5 +9,5 @@ ray_train.py       the same by several workers
 prune.py           filters out, fine-tune, ratio by ratio (Figure 6); prune_report.py: what that leaves
 filters.py         which filters go, and what the network costs after
 evaluate.py        accuracy, confusion, agreement, on real images or a run's
-training_log.py    a training told in lines
+training_log.py    a training's progress in lines
 """

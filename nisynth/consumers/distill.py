@@ -89,7 +89,7 @@ def distill(
 
 
 def prepare(config: DistillConfig) -> Job:
-    """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
+    """Returns the validated job; loads no images. Raises as `distill` does."""
     dataset = open_data(config)
     teacher = load_teacher(config.teacher, default_device())
     check_teacher(teacher, dataset)

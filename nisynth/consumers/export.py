@@ -39,7 +39,7 @@ Files = Iterator[tuple[str, bytes]]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A shard on its way out, number `number` of `num_parts`.
+    """One shard as a part of an export, number `number` of `num_parts`.
 
     pixels: `(N, H, W, 3)` uint8. labels: `(N,)` int64. classes: names in label order.
     """
@@ -71,14 +71,14 @@ class Exported:
 def export(
     images: SyntheticDataset, folder: str, format: str, *, on_part: Callable[[int, int], None] | None = None
 ) -> Exported:
-    """Writes all images to a local folder, in one of FORMATS; says what it did.
+    """Writes all images to a local folder, in one of FORMATS, and returns what was done.
 
     Parts that are there already and right are kept. on_part: called with (parts right, parts in all).
     Raises ConfigError (no such format; the folder holds something else), DataError (a bad shard),
     StorageError (the store, or the folder's disk).
     """
     if format not in FORMATS:
-        raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
+        raise ConfigError(f"format: unknown format {format!r}; valid: {', '.join(FORMATS)}")
     if "://" in folder and not folder.startswith("file://"):
         raise ConfigError(f"DIR {folder!r}: export writes to this machine; name a local folder")
     root, written = path_of(folder), 0
@@ -194,7 +194,7 @@ def _journal(root: Path, identity: dict[str, Any]) -> Iterator[tuple[IO[bytes], 
             raise ConfigError(f"DIR {root}: another export is writing there; wait for its end") from None
         file.seek(0)
         lines = file.read().split(b"\n")
-        if lines[-1]:  # cut off as a process died: what it was about is written again
+        if lines[-1]:  # cut off by the end of a process: its part is written again
             file.truncate(sum(len(line) + 1 for line in lines[:-1]))
         try:
             entries = [json.loads(line) for line in lines[:-1]]

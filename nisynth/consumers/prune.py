@@ -7,7 +7,7 @@ starts from the unpruned teacher.
 
 What is left at the output URL: `pruned-<percent>.safetensors`, which `nisynth.load_teacher` opens with the
 teacher's arch and plain torch; `result.json`, which grows by a point a ratio; `figure6.png`. Run again, a
-sweep takes up what is missing, an interrupted fine-tuning at its last checkpoint.
+sweep makes what is missing, and goes on with an interrupted fine-tuning from its last checkpoint.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ class PruneConfig(ConsumerConfig):
         if not self.ratios or not all(0.0 < ratio < 1.0 for ratio in self.ratios):
             raise ConfigError(f"ratios: {list(self.ratios)} are not shares of filters such as [0.5, 0.9]")
         if len({point_name(ratio) for ratio in self.ratios}) < len(self.ratios):
-            raise ConfigError(f"ratios: {list(self.ratios)} name one twice")
+            raise ConfigError(f"ratios: {list(self.ratios)} contain one twice")
         if not self.temperature > 0:
             raise ConfigError(f"temperature: {self.temperature} is not above 0")
         if self.loss == "labels" and self.train.mixes:
@@ -94,7 +94,7 @@ class PruneConfig(ConsumerConfig):
 
 
 def prune(config: PruneConfig | Source, *, say: Say = silent) -> PruneReport:
-    """Returns the report of a sweep, whose networks lie at the output URL; takes up what was begun there.
+    """Returns the report of a sweep, whose networks lie at the output URL; resumes what was begun there.
 
     config: a PruneConfig, a file, a shipped config's name, or a mapping.
     Raises ConfigError, TeacherError, IncompleteRun, PlanMismatch (another config's result or checkpoint
@@ -138,7 +138,7 @@ class _Sweep:
     def _point(self, ratio: float) -> PrunePoint:
         name, config = point_name(ratio), self.config
         pruned = remove_filters(self.network, ratio, self.layers, self.teacher.input_px)
-        left, kept = cost(pruned, self.teacher.input_px), widths(pruned, self.layers)
+        left, narrowed = cost(pruned, self.teacher.input_px), widths(pruned, self.layers)
         accuracy_pruned = self._accuracy(pruned)
         self.say(
             f"{name}: {left.parameters:,} parameters, {left.macs:,} MACs, accuracy {accuracy_pruned:.2%};"
@@ -152,7 +152,7 @@ class _Sweep:
             classes=self.teacher.classes,
             input_px=self.teacher.input_px,
             more={
-                PRUNED: json.dumps({"ratio": ratio, "widths": kept}),
+                PRUNED: json.dumps({"ratio": ratio, "widths": narrowed}),
                 "trained_on": self.dataset.fingerprint,
             },
         )
@@ -165,7 +165,7 @@ class _Sweep:
         self._checkpoints(ratio).clear()
         return PrunePoint(
             ratio=ratio,
-            widths=kept,
+            widths=narrowed,
             parameters=left.parameters,
             macs=left.macs,
             accuracy_pruned=accuracy_pruned,

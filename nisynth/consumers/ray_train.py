@@ -61,7 +61,7 @@ def train_with_ray(
                 line = one_line(error)
                 raise Stalled(f"the connection to the cluster broke: {line}; run again to resume") from error
             done = stored_report(open_store(config.output), identity)
-            if done is not None:  # a worker died after the last thing there was to do
+            if done is not None:  # a worker died after the report was stored
                 return done
             say(f"try {number} of {TRIES} failed ({problem}); the next one begins at the last checkpoint")
     raise Stalled(f"{config.output}: {TRIES} tries failed, the last by {problem}; run again to resume")
@@ -76,7 +76,7 @@ def _fit(
         return train_student(prepare(config), lines.put if workers()[0] == 0 else silent)
 
     use_gpu = config.wait_for_gpus or resources()["GPU"] > 0
-    # Of a training that is stopped, Ray may still write there while the folder goes.
+    # Ray may still write there while the folder of a stopped training is removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             loop,
@@ -97,7 +97,7 @@ def _fit(
 
 @contextmanager
 def _in_a_task(work: Callable[[], Any]) -> Iterator["ray.ObjectRef[Any]"]:
-    """Gives the result-to-be of `work`, done by a task of Ray's on this machine, which ends with the block.
+    """Gives the pending result of `work`, run by a Ray task on this machine; cancels it at the end.
 
     This process stays free for signals: Ray Train takes Ctrl-C for its own, and a thread of this process that
     waits inside Ray when the process ends crashes it.
@@ -116,7 +116,7 @@ def _in_a_task(work: Callable[[], Any]) -> Iterator["ray.ObjectRef[Any]"]:
 
 
 def _ours(error: TrainingFailedError) -> str:
-    """Returns in one line what Ray Train met. Raises the error of ours that a worker raised, if one did."""
+    """Returns Ray Train's error in one line. Raises a worker's own NisynthError where there is one."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
         if isinstance(failure, NisynthError):

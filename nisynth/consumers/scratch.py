@@ -51,7 +51,7 @@ def train_from_scratch(
 
 
 def prepare(config: ScratchConfig) -> Job:
-    """Returns the job, after everything that can be wrong with it was looked at; loads no images."""
+    """Returns the validated job; loads no images. Raises as `distill` does."""
     config = replace(config, train=config.train.padded_as(None))
     dataset = open_data(config)
     network = student_network(config.student, dataset, config.train.seed)

@@ -1,7 +1,7 @@
 """Where the images of a training come from: a set in memory, or one that is read as it is needed.
 
-Both show the same batches, in the order of `SyntheticDataset.sequence`, so what a machine's memory holds
-decides nothing. Several workers take the same parts of a batch from either.
+Both show the same batches, in the order of `SyntheticDataset.sequence`, so the size of
+a machine's memory changes no result. Several workers take the same parts of a batch from either.
 
 A followed run is trained on for as many steps as the whole of it would be. Its epochs are as long as those of
 the whole set, and each consists of passes over what is committed when a pass begins. The last epoch waits for
@@ -89,7 +89,7 @@ class _StreamedBatches:
             self._dataset.return_to(unpack(state["view"]), self._number)
 
     def _begin_pass(self, epoch: int, step: int) -> None:
-        # A look that fails begins no pass: what is saved then begins this one again.
+        # Where refreshing fails, no pass has begun: a checkpoint saved then starts this same pass again.
         self._dataset.refresh(self._number + 1, whole=epoch == self._last_epoch)
         self._number, self._first_step = self._number + 1, step
 

@@ -66,7 +66,7 @@ class JobConfig(ConsumerConfig):
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
         if self.follow and (self.allow_partial or self.rounds is not None or self.train.stream == "never"):
             raise ConfigError(
-                "follow: goes neither with allow_partial and rounds, which fix the images, nor with"
+                "follow: cannot be combined with allow_partial or rounds, which fix the images, or with"
                 " train.stream: never; leave these out"
             )
 

@@ -17,8 +17,8 @@ Kind = Literal["distill", "scratch"]
 class StudentReport:
     """What `result.json` holds. Accuracies are 0..1, on the real test set; None without one.
 
-    fingerprint, num_images, complete: of the run. history: as it was trained; a test_accuracy in it is on
-    the test set of that time, which test_set is no longer when the student was measured anew.
+    fingerprint, num_images, complete: of the run. history: of the training; its test_accuracy is on the
+    test set of that time, which is not test_set where the student was measured again later.
     identity: all that decides the weights. config: as the user gave it. images_per_s: of the process that
     finished. passes: of a run that was followed, in how many passes over the images each task's were shown.
     """

@@ -1,4 +1,4 @@
-"""A training told in lines: one per epoch, and one every 10 s of a long one, with speed and ETA."""
+"""A training's progress in lines: one per epoch, and one every 10 s of a long one, with speed and ETA."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ def silent(line: str) -> None:
 
 
 class TrainingLog:
-    """Hears of steps and epochs and says how it goes. num_epochs, batch_size: of the training."""
+    """Prints a training's progress from its steps and epochs. num_epochs, batch_size: of the training."""
 
     def __init__(
         self, say: Say, num_epochs: int, batch_size: int, clock: Callable[[], float] = time.monotonic
@@ -29,7 +29,7 @@ class TrainingLog:
         self._next_line_s = clock() + LINES_EVERY_S
 
     def on_step(self, done: int, total: int) -> None:
-        """Notes the pace; says it when nothing was said for 10 s."""
+        """Measures the speed, and prints it where nothing was printed for 10 s."""
         if self._first is None:
             # The first step compiles and warms up; what comes after it tells the pace.
             self._first, self._rate = done, Rate(self._clock)
@@ -47,7 +47,7 @@ class TrainingLog:
             self._line(f"step {done:,} of {total:,}: {self._pace}")
 
     def on_epoch(self, record: Mapping[str, float]) -> None:
-        """Says how the epoch went."""
+        """Prints the epoch's loss and accuracies."""
         facts = [f"loss {record['loss']:.4g}", f"train {record['train_accuracy']:.1%}"]
         if "test_accuracy" in record:
             facts.append(f"test {record['test_accuracy']:.2%}")

@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from nisynth.errors import ConfigError, ConnectionLost, Stalled, Stopped, last_line, one_line
 
-# Without a word from the log for so long, see whether the cluster is still there.
+# After so many seconds without output, ask whether the cluster still answers.
 IDLE_S = 30.0
 
 _TALKATIVE = (
@@ -65,7 +65,7 @@ class JobsApi:
 
     def __init__(self, address: str) -> None:
         self.address = _http(address)
-        # Which package is uploaded, and why a log's connection closed, is no news to a user.
+        # They log which package is uploaded and why a log's connection closed: of no use to a user.
         for module in _TALKATIVE:
             logging.getLogger(module).setLevel(logging.WARNING)
         try:
@@ -140,7 +140,7 @@ class JobsApi:
                         yield fresh
 
     async def _watched(self, chunks: AsyncIterator[str], job_id: str) -> AsyncGenerator[str, None]:
-        """Yields the chunks; in every silence, looks whether the cluster still answers."""
+        """Yields the chunks; while none comes, asks every IDLE_S whether the cluster still answers."""
         while True:
             chunk = asyncio.ensure_future(anext(chunks))
             try:
@@ -176,11 +176,11 @@ def _token() -> dict[str, str]:
 
 @contextmanager
 def _without(variables: tuple[str, ...]) -> Iterator[None]:
-    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    removed = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(removed)
 
 
 @contextmanager

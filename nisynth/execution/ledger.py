@@ -17,7 +17,7 @@ NUMERIC: frozenset[FailureKind | LossKind] = frozenset({"not_finite", "quality_g
 """Failures that come out the same every time, since the seed is fixed."""
 
 FAULTS: frozenset[FailureKind | LossKind] = frozenset({"out_of_memory", "raised"})
-"""Failures that may be the task's or the worker's: a GPU whose context is broken raises for ever."""
+"""Failures that may be the task's or the worker's: a GPU whose context is broken raises for every task."""
 
 APPLICATION = NUMERIC | FAULTS
 """Failures that count towards a task's quarantine. Any other kind is the machinery's."""
@@ -157,25 +157,20 @@ class Ledger:
         return True
 
     def _route(self, task: int) -> None:
-        """Decides where a task goes that no attempt is at work on any more.
-
-        One that is settled is forgotten, so that records are only kept of what is in flight or failed. Of
-        the others, one with too many failures is condemned, and the rest are tried again: behind all other
-        retries, since its next attempt may be better on another worker or later, or before them all where
-        the task may have killed a worker. Such a task is the sooner cleared, or condemned, the fewer
-        workers it meets, and every worker it kills brings a slot nearer to being given up.
-        """
+        """Decides what becomes of a task without an attempt in flight: forgotten, condemned or retried."""
         record = self.records.get(task)
         if record is None or record.attempts:
             return
         if self._state[task] != TRIED:
-            del self.records[task]
+            del self.records[task]  # settled: records are kept only of what is in flight or has failed
         elif self._is_hopeless(record):
             self.condemned[task] = record.failures
         elif record.count(DEATHS):
+            # It may have killed a worker. Tried first, it is cleared or condemned soon: each further death
+            # counts against a slot too, until that is given up.
             self.retries = {task: None} | self.retries
         else:
-            self.retries[task] = None
+            self.retries[task] = None  # last: later, or on another worker, it may succeed
 
     def _is_hopeless(self, record: Record) -> bool:
         too_often = record.count(APPLICATION) >= self._max_failures

@@ -347,15 +347,15 @@ class Scheduler:
         return self._slots[number].storage_failures, number
 
     def _may_run(self, task: int, number: int) -> bool:
-        """A task that failed in this slot goes elsewhere, as long as there is an elsewhere."""
+        """Says whether a task may run in a slot: not where it failed, while a live slot is left to try."""
         record = self.ledger.records.get(task)
         tried = record.slots if record else ()
         return number not in tried or self._live.issubset(tried)
 
     def _duplicates(self, now_s: float) -> list[Attempt]:
-        """When the queue is empty: a second attempt, on an idle worker, at what a straggler holds up.
+        """Begins second attempts, once the queue is empty, at tasks that a straggler holds up.
 
-        That is its own task, and the task that waits behind it on the same worker; not what failed before.
+        These are its own task and the one that waits behind it on the same worker; not what failed before.
         """
         if not self._free[0] or not self._durations or self._work_waits:
             return []

@@ -1,9 +1,9 @@
-"""A run as a job of a Ray cluster: sent once, followed by whoever asks, ended by no lost connection.
+"""A run as a job of a Ray cluster: sent once, followed by anybody, and not ended by a lost connection.
 
 The job is `python -m nisynth run` on the cluster's head. With it travels one small folder: the resolved
 config, the teacher's weights where they are a file of this machine, the modules that the user names.
 Credentials never do: workers take theirs from the standard chain of their own machine, since a job's
-environment is there for everybody to read, in its metadata and in the logs of every node.
+environment can be read by everybody, in its metadata and in the logs of every node.
 
 A run's jobs are named by its fingerprint and its URL, so that everybody who submits the run finds the job
 that is there: under way, it is followed; ended, the next one resumes it. Ray takes a name only once, which
@@ -34,7 +34,7 @@ from nisynth.execution.run import plan_run
 from nisynth.storage import open_store
 
 CONFIG_NAME = "nisynth-run.json"
-LUGGAGE_BYTES = 99 * 2**20  # Ray takes no request above 100 MiB
+MAX_UPLOAD_BYTES = 99 * 2**20  # Ray takes no request above 100 MiB
 RECONNECT_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 ATTACHED_LINES = 20
 
@@ -49,7 +49,7 @@ Write = Callable[[str], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Shipment:
-    """What a job of one run is made of. files: what travels, by its name in the job's folder."""
+    """What is sent for the job of one run. files: what travels, by its name in the job's folder."""
 
     name: str
     config: RunConfig
@@ -89,7 +89,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Submitted:
-    """The job that does the run now. attached: it was there before."""
+    """The job that carries out the run now. attached: it existed before."""
 
     job_id: str
     attached: bool
@@ -236,12 +236,12 @@ def _forwarded(name: str) -> str:
 
 def _check_size(shipment: Shipment) -> None:
     sizes = {name: _size_bytes(path) for name, path in shipment.files.items()}
-    if sum(sizes.values()) <= LUGGAGE_BYTES:
+    if sum(sizes.values()) <= MAX_UPLOAD_BYTES:
         return
     largest = max(sizes, key=lambda name: sizes[name])
     raise ConfigError(
         f"{shipment.files[largest]}: {sizes[largest] / 2**20:.0f} MiB, and a job carries"
-        f" {LUGGAGE_BYTES // 2**20} MiB in all; put it in the bucket and name it by s3://, or as"
+        f" {MAX_UPLOAD_BYTES // 2**20} MiB in all; put it in the bucket and name it by s3://, or as"
         " file:///path where every node has it"
     )
 

@@ -99,7 +99,7 @@ class Checkpoints:
 
 
 def check_identity(ours: Mapping[str, Any], theirs: object, where: str) -> None:
-    """Raises PlanMismatch, naming the fields, when what is stored at `where` came of another config."""
+    """Raises PlanMismatch, naming the fields, when what is stored at `where` was made with another config."""
     if not isinstance(theirs, Mapping):
         raise DataError(f"{where}: does not say what it was trained on; delete it to start over")
     ours = json.loads(json.dumps(ours))

@@ -67,7 +67,6 @@ class TrainConfig:
             raise ConfigError(
                 f"train.milestones: {self.milestones} are not fractions of epochs such as [0.6, 0.75, 0.9]"
             )
-
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"train.steps: {self.steps} is not at least 1")
         if self.steps is not None and self.schedule != "constant":
@@ -94,7 +93,7 @@ class TrainConfig:
         return self.lr
 
     def compiled(self, device: torch.device) -> Callable[[Any], Any]:
-        """Returns what makes the code that runs of a function or network: torch.compile, or nothing."""
+        """Returns what compiles a function or a network for a device: torch.compile, or the identity."""
         compiled = device.type == "cuda" if self.compile is None else self.compile
         return torch.compile if compiled else lambda function: function
 

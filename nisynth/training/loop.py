@@ -130,7 +130,7 @@ def workers() -> tuple[int, int]:
 def _saved_if_the_source_fails(
     state: TrainState, batches: Batches, checkpoints: Checkpoints | None
 ) -> Iterator[None]:
-    """Keeps the steps that were taken when the next images cannot be had: the error comes after the save."""
+    """Saves the steps taken so far where the source fails to give the next images, then raises its error."""
     try:
         yield
     except (IncompleteRun, DataError, StorageError):

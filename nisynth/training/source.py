@@ -1,7 +1,7 @@
 """Where a training loop takes its batches from.
 
 The loop knows steps and weights; a source knows images: which of them make up a step, how they are
-augmented, and how far this worker's part of them reaches. Three kinds fit this seam: a whole set that lies
+augmented, and which part of them this worker takes. Three kinds fit this seam: a whole set that lies
 on the device (`WholeSet`), a set that is read as it is needed (`nisynth.consumers.streamed`), and a generator
 that makes its images as it goes.
 """
@@ -161,7 +161,7 @@ class Augmentation:
             return images, labels
         others = self._changed(pixels, rows[count:], draws.shift_px[partners], draws.flip[partners])
         weights = drawn.mixture.weights(own, *images.shape[2:])
-        larger = weights.mean((1, 2, 3)) >= 0.5  # accuracies are told against the label of this one
+        larger = weights.mean((1, 2, 3)) >= 0.5  # accuracy is measured against this image's label
         return torch.lerp(others, images, weights), torch.where(larger, labels[:count], labels[count:])
 
     def _change(self, pixels: Tensor, rows: Tensor, shift_px: Tensor, flip: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def part_of(batch_size: int, place: Place) -> int:
 
 
 def channels_last(normalization: Normalization, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Returns what makes float32 images, normalized and in channels-last order, of uint8 ones on a device."""
+    """Returns a function from uint8 images to float32 ones, normalized and in channels-last order."""
     mean, std = normalization.columns(device)
 
     def normalize(pixels: Tensor) -> Tensor:

@@ -116,7 +116,11 @@ def test_an_export_resumes_and_mends_what_was_damaged(run: Run, tmp_path: Path, 
 
 def test_what_export_cannot_do_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    says(nisynth("export", run.store.url, folder, "--format", "tfrecord"), 2, "'tfrecord' is none of image")
+    says(
+        nisynth("export", run.store.url, folder, "--format", "tfrecord"),
+        2,
+        "unknown format 'tfrecord'; valid: image",
+    )
     says(nisynth("export", run.store.url, "s3://b/x", "--format", "npz"), 2, "name a local folder")
     folder.mkdir()
     (folder / "mine.txt").write_text("dear")

@@ -206,7 +206,7 @@ def test_what_does_not_fit_together(config: PruneConfig, tmp_path: Path) -> None
         ({"test_set": ""}, r"test_set: missing; give real images"),
         ({"ratios": ()}, r"ratios: \[\] are not shares"),
         ({"ratios": (0.5, 1.0)}, r"ratios: \[0.5, 1.0\] are not shares"),
-        ({"ratios": (0.5, 0.5)}, r"name one twice"),
+        ({"ratios": (0.5, 0.5)}, r"contain one twice"),
         ({"temperature": 0.0}, r"temperature: 0.0 is not above 0"),
         ({"checkpoint_minutes": -1.0}, r"checkpoint_minutes: -1.0 is negative"),
     ],

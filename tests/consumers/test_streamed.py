@@ -251,5 +251,5 @@ def test_a_run_that_stops_short_ends_a_student_that_follows_in_one_line(tmp_path
 
 def test_following_fixed_images_is_refused(tmp_path: Path) -> None:
     for changes in ({"allow_partial": True}, {"rounds": 1}, {"train": {"stream": "never"}}):
-        with pytest.raises(ConfigError, match=r"follow: goes neither with allow_partial and rounds"):
+        with pytest.raises(ConfigError, match=r"follow: cannot be combined with allow_partial or rounds"):
             config(tmp_path, "out", follow=True, **changes)

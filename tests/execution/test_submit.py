@@ -68,7 +68,7 @@ def test_weights_with_a_url_stay_where_they_are(tmp_path: Path) -> None:
 
 
 def test_weights_too_large_for_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "LUGGAGE_BYTES", 1000)
+    monkeypatch.setattr(submit, "MAX_UPLOAD_BYTES", 1000)
     with pytest.raises(ConfigError, match=r"tiny-0.safetensors: .*put it in the bucket and name it by s3://"):
         packed(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The engine: an `Inversion` that lives from task to task, with as many shortcuts as this machine takes."""
+"""The engine: one long-lived `Inversion` that runs task after task, with the shortcuts that work here."""
 
 import gc
 import logging
@@ -95,7 +95,9 @@ class FastSynthesizer:
         for epoch in range(1, config.iterations + 1):  # line 4
             inversion.step()  # lines 5-12
             if on_step is not None and curve.wants(epoch):
-                curve.add(epoch, inversion.losses_at(epoch))  # for a listener alone, wait for the device
+                curve.add(
+                    epoch, inversion.losses_at(epoch)
+                )  # only a listener makes the host wait for the device
         if on_step is None:
             for epoch in filter(curve.wants, range(1, config.iterations + 1)):
                 curve.add(epoch, inversion.losses_at(epoch))
@@ -168,7 +170,7 @@ class FastSynthesizer:
     def _fuse(self) -> FusedTeacher | None:
         shortcuts, dtype = self._shortcuts, self._precision.dtype
         model = self._method.blank_model(1, torch.device("meta"))
-        # cuDNN's fused calls have no gradient, and pay in 16 bits only.
+        # cuDNN's fused calls have no gradient, and save time in 16 bits only.
         fusible = not model.differentiates_features and dtype != torch.float32
         activations = shortcuts.activations and fusible
         try:

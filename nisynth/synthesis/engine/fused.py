@@ -100,9 +100,9 @@ class FusedTeacher:
     def _sound(
         self, fused: fx.GraphModule, separate: fx.GraphModule, x: Tensor, exact: Sequence[Tensor], what: str
     ) -> fx.GraphModule:
-        """Returns the fused graph, or the separate one and a note where the fused one does not do.
+        """Returns the fused graph; the separate one, with a note, where the fused one cannot be used.
 
-        It does not where the device cannot run it, or where its error against `exact`, the values in
+        That is where the device cannot run it, or where its error against `exact`, the values in
         float32, is clearly larger than that of the separate operations.
         """
         with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):

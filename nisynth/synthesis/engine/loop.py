@@ -1,4 +1,4 @@
-"""Algorithm 1 in memory that is set up once: a step that a compiler takes whole and a CUDA graph replays.
+"""Algorithm 1 in memory that is set up once; its step can be compiled whole and replayed as a CUDA graph.
 
 An `Inversion` holds one batch's model, labels, jitter table, optimizer state, kept iterate and loss log on
 the device; every task starts by writing its draws into them. A step is the same sequence of operations each
@@ -75,7 +75,7 @@ class Inversion:
                 value.zero_()
 
     def prepare(self) -> None:
-        """Takes a step, which compiles it where asked, and captures it where asked. Begin again after it.
+        """Takes a step, which compiles it where asked, and captures it where asked. `begin` comes after.
 
         Raises NotCaptured, and whatever a step may raise that this machine cannot take.
         """

@@ -63,8 +63,9 @@ def _gradients(ctx: Any, of_y: Tensor, of_moments: Tensor) -> tuple[Tensor | Non
     # Where the ReLU let a value through. Without `other` that follows from x, which must be read anyway for
     # d; so y need not be kept. With `other`, keeping y is cheaper than keeping `other`.
     passed = _affine(d, scale, bias) > 0 if y is None else y > 0
-    of_sum = torch.where(passed, of_y, 0.0)
+    of_sum = torch.where(passed, of_y, 0.0)  # of the ReLU's argument
     offset, slope = (of_moments / (x.shape[2] * x.shape[3]))[..., None, None].unbind(1)
+    # x reaches the loss in two ways: through the ReLU's argument, of slope scale, and through the moments.
     of_x = of_sum * scale[:, None, None] + (offset + 2 * slope * d)
     return of_x.to(x.dtype), None if y is None else of_sum, None, None, None
 
@@ -111,7 +112,7 @@ def return_moments(traced: fx.GraphModule, sites: Sequence[Site], *, fused: bool
 
 
 def _remembered(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
-    """Returns a BatchNorm as relu's argument d * scale + bias, with d the distance from its mean."""
+    """Returns a frozen BatchNorm as d * scale + bias, with d the distance from its running mean."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()

@@ -214,7 +214,7 @@ def _first_node(value: Any) -> fx.Node:
 
 
 def _give_inputs_by_position(graph: fx.Graph) -> None:
-    """Rewrites calls such as `conv(input=x)`, so that whoever reads the graph finds x at one place."""
+    """Rewrites calls such as `conv(input=x)`, so that every pass over the graph finds x at one place."""
     for node in graph.nodes:
         if not node.args and "input" in node.kwargs:
             node.args = (node.kwargs["input"],)
@@ -222,9 +222,9 @@ def _give_inputs_by_position(graph: fx.Graph) -> None:
 
 
 def _read_what_was_written(traced: fx.GraphModule) -> None:
-    """Lets readers of a value that was overwritten in place read the result of that operation instead.
+    """Makes later readers of a value that is overwritten in place read the in-place operation's result.
 
-    They are one tensor; but a graph of values takes an operation without readers for dead code.
+    Both are the same tensor, but torch.fx removes an operation whose result is not read as dead code.
     """
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:

@@ -1,9 +1,9 @@
 """R_BN in the teacher's own scale, so that one weight suits every network.
 
 Eq. 3 sums unsquared norms of means and variances, which are as large as a network's activations: the
-same images give R_BN 3 under one ResNet-20 and 70 under another. What B independent draws would differ
-by from what the BatchNorms remember needs no data: the mean of channel c by sigma_c / sqrt(B), its
-variance by sigma_c^2 sqrt(2 / B). Over all layers that is
+same images give R_BN 3 under one ResNet-20 and 70 under another. How far sampling noise alone takes the
+statistics of B independent draws from the remembered ones can be computed without data: the mean of channel c
+by sigma_c / sqrt(B), its variance by sigma_c^2 sqrt(2 / B). Over all layers that is
 
     Y(B) = (sum_l ||sigma_l|| + sqrt(2) sum_l ||sigma_l^2||) / sqrt(B)
 
@@ -36,7 +36,7 @@ class SamplingNoise(NamedTuple):
 
 
 REFERENCE = SamplingNoise(means=45.2433547, variances=11.6918347)
-"""Of the CIFAR-10 ResNet-34 of 94.68 % that the published weights were held to: 3.56 at B=256."""
+"""Of the CIFAR-10 ResNet-34 of 94.68 % that the published weights were checked with: 3.56 at B=256."""
 
 
 def sampling_noise(batch_norms: Sequence[nn.BatchNorm2d]) -> SamplingNoise:

@@ -1,4 +1,4 @@
-"""The loss curve of a task: what every loop logs, and passes on to whoever listens."""
+"""The loss curve of a task: what every loop logs, and passes on to a listener."""
 
 from collections.abc import Mapping
 

@@ -66,7 +66,7 @@ class ImageModel(nn.Module):
     def render(self, y: Tensor, rng: torch.Generator) -> Tensor:
         """Returns the result's images, `(B, 3, H, W)` float32, from the labels of those that were optimized.
 
-        rng: on the CPU, for what a rendering draws; its numbers are nobody else's.
+        rng: on the CPU, for what a rendering draws; independent of the task's other draws.
         """
         i_hat: Tensor = self(y)
         return i_hat
