@@ -8,7 +8,7 @@ the whole set, and each consists of passes over what is committed when a pass be
 the whole run, so every training ends with one pass over all images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,19 @@ MEMORY_SHARE = 0.5
 """Of the free memory that a whole set may take."""
 
 
-def source_of(dataset: SyntheticDataset, config: TrainConfig, device: torch.device, say: Say) -> BatchSource:
-    """Returns the images of a dataset to train on, as `train.stream` says. Raises DataError, StorageError."""
+def source_of(
+    dataset: SyntheticDataset,
+    config: TrainConfig,
+    device: torch.device,
+    say: Say,
+    free_bytes: Callable[[torch.device], int] = free_memory_bytes,
+) -> BatchSource:
+    """Returns the images of a dataset to train on, as `train.stream` says. Raises DataError, StorageError.
+
+    free_bytes: tells the free memory of a device; asked for `stream: auto` alone.
+    """
     set_bytes, stream = dataset.decoded_bytes, config.stream
-    fits = stream == "never" or (stream == "auto" and set_bytes <= MEMORY_SHARE * free_memory_bytes(device))
+    fits = stream == "never" or (stream == "auto" and set_bytes <= MEMORY_SHARE * free_bytes(device))
     if fits and not dataset.follows:
         return WholeSet(dataset.load(), dataset.normalization, dataset.sequence)
     say(f"{set_bytes / 1e9:,.1f} GB of images are read as they are needed")

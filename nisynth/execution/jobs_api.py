@@ -19,7 +19,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from nisynth.errors import ConfigError, ConnectionLost, Stalled, Stopped, last_line, one_line
+from nisynth.errors import ConfigError, ConnectionLost, Stalled, Stopped, first_line, last_line, one_line
 
 # After so many seconds without output, ask whether the cluster still answers.
 IDLE_S = 30.0
@@ -204,8 +204,8 @@ def _number(details: JobDetails, name: str) -> int:
 
 
 def _job(details: JobDetails) -> RayJob:
-    lines = (details.message or "").splitlines()
-    reason = lines[0].removesuffix(", last available logs (truncated to 20,000 chars):") if lines else ""
+    reason = first_line(details.message or "")
+    reason = reason.removesuffix(", last available logs (truncated to 20,000 chars):")
     return RayJob(details.submission_id or "", str(details.status), _exit_code(details), reason)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.config_loader import load_as
-from nisynth.consumers import streamed, student
+from nisynth.consumers import student
 from nisynth.consumers.distill import DistillConfig, distill
 from nisynth.consumers.streamed import StreamedSet, source_of
 from nisynth.consumers.training_log import TrainingLog, silent
@@ -72,13 +72,11 @@ def test_an_epoch_of_a_stream_and_of_a_training_show_the_same_images_to_each_ran
     assert len(set(order.flatten().tolist())) == 96
 
 
-def test_auto_holds_a_set_that_fits_and_streams_one_that_does_not(
-    images: SyntheticDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_holds_a_set_that_fits_and_streams_one_that_does_not(images: SyntheticDataset) -> None:
     said: list[str] = []
     for free_bytes, kind in ((2 * 100 * 768, WholeSet), (2 * 100 * 768 - 2, StreamedSet)):
-        monkeypatch.setattr(streamed, "free_memory_bytes", lambda device, free=free_bytes: free)
-        assert type(source_of(images, PLAIN, CPU, said.append)) is kind
+        source = source_of(images, PLAIN, CPU, said.append, lambda device, free=free_bytes: free)  # type: ignore[misc]
+        assert type(source) is kind
     assert said == ["0.0 GB of images are read as they are needed"]
 
 

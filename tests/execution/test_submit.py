@@ -11,9 +11,8 @@ import pytest
 
 from nisynth.config import load_config
 from nisynth.errors import ConfigError, TeacherError
-from nisynth.execution import submit
 from nisynth.execution.run import plan_run
-from nisynth.execution.submit import CONFIG_NAME, Shipment, pack
+from nisynth.execution.submit import CONFIG_NAME, MAX_UPLOAD_BYTES, Shipment, pack
 from tests.tiny import tiny_config, tiny_weights
 
 
@@ -67,10 +66,13 @@ def test_weights_with_a_url_stay_where_they_are(tmp_path: Path) -> None:
     assert (shipment.config.teacher.weights, dict(shipment.files)) == (url, {})
 
 
-def test_weights_too_large_for_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "MAX_UPLOAD_BYTES", 1000)
-    with pytest.raises(ConfigError, match=r"tiny-0.safetensors: .*put it in the bucket and name it by s3://"):
-        packed(tmp_path)
+def test_files_too_large_for_a_job(tmp_path: Path) -> None:
+    package = tmp_path / "mine"
+    package.mkdir()
+    with (package / "table.bin").open("wb") as file:
+        file.truncate(MAX_UPLOAD_BYTES)  # a hole: it takes no space on the disk
+    with pytest.raises(ConfigError, match=r"mine: 99 MiB, and a job carries 99 MiB in all; put it in the"):
+        packed(tmp_path, modules=[package])
 
 
 def test_modules_travel_without_their_leavings(tmp_path: Path) -> None:
