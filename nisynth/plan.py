@@ -200,7 +200,7 @@ class Plan:
         if method.get("labels", "planned") not in ("planned", "observed") or self.num_real_images < 0:
             raise ValueError("method.labels or method.real_images")
         words = [teacher["arch"], teacher["weights_sha256"], method["name"], *self.classes]
-        if len(words) != 3 + self.num_classes or not all(_is_printable(word) for word in words):
+        if len(words) != 3 + self.num_classes or not all(is_printable(word) for word in words):
             raise ValueError("teacher or method")
 
     @cached_property
@@ -208,6 +208,6 @@ class Plan:
         return hashed_order(self.num_classes, self.seed, "class")
 
 
-def _is_printable(word: object) -> bool:
+def is_printable(word: object) -> bool:
     """Tells whether it is text that a terminal, a page or a card can show without being told what to do."""
     return isinstance(word, str) and word.isprintable()

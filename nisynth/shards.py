@@ -7,9 +7,9 @@ before anything is allocated, nothing is unpickled, and whatever is wrong become
 Parquet is stored uncompressed and PLAIN: PNG does not compress further, and a reader can then refuse every
 encoding in which a small file unfolds into a large table. A footer has no checksum of its own and pyarrow
 aborts the process on some damaged ones, so the metadata carries the file's own sha256, computed with its
-digits set to zero, and no byte reaches pyarrow before it is checked. What remains: whoever can write to the
-bucket can give a bad footer the right hash on purpose, and stop a reader. NPZ is a zip of stored arrays, each
-with a CRC.
+digits set to zero, and no byte reaches pyarrow before it is checked. Whoever can write to the bucket can give
+a bad footer the right hash on purpose: `nisynth.parquet` refuses it. NPZ is a zip of stored arrays, each with
+a CRC.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from nisynth.batch import ImageBatch
 from nisynth.errors import ConfigError, DataError, one_line
 from nisynth.images import LabelledImages, Normalization, Pixels
+from nisynth.parquet import check_footer
 from nisynth.png import Png, decode_pngs, encode_pngs
 
 if TYPE_CHECKING:  # as in `batch`
@@ -190,9 +191,10 @@ def _decode_parquet(data: bytes, max_px: int, hash_checked: bool) -> Shard:
 
 
 def _read_parquet(data: bytes) -> tuple[list[bytes], dict[str, Int64], Mapping[bytes, bytes]]:
+    check_footer(data)
     # no pre-buffering: it would allocate what the footer claims before the length of the file is looked at
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    _check_footer(file, len(data))
+    _check_columns(file, len(data))
     pngs: list[bytes] = []
     parts: list[dict[str, Int64]] = []
     # few rows at a time, so that a page whose encoding contradicts the footer is caught while it unfolds
@@ -210,7 +212,7 @@ def _read_parquet(data: bytes) -> tuple[list[bytes], dict[str, Int64], Mapping[b
     return pngs, numbers, file.schema_arrow.metadata
 
 
-def _check_footer(file: pq.ParquetFile, length_bytes: int) -> None:
+def _check_columns(file: pq.ParquetFile, length_bytes: int) -> None:
     if {field.name: field.type for field in file.schema_arrow} != _COLUMNS:
         raise ValueError(f"columns are {file.schema_arrow.names}, not {list(_COLUMNS)} of a shard's types")
     if file.metadata.num_row_groups != 1 or file.metadata.num_rows * 8 > length_bytes:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nisynth"
 # which stand above it in this list. Where a room has a part on another floor, that part stands by its name.
 LAYERS = [
     ["errors", "device", "identity", "randomness"],
-    ["storage", "testing", "png"],
+    ["storage", "testing", "parquet", "png"],
     ["images"],
     ["batch"],
     ["teachers", "shards"],

@@ -103,6 +103,21 @@ def test_flipped_bytes_decode_equal_or_are_refused(output: OutputConfig) -> None
     assert refused > 400
 
 
+@pytest.mark.parametrize(
+    ("sound", "forged"),
+    [
+        (b"%\x02\x18\x05label", b"%\x77\x18\x05label"),  # a repetition that Parquet does not have
+        (b"%\x02\x18\x05label", b"$\x02\x18\x05label"),  # one of another width, which a reader skips
+        (b"%\x02\x18\x05label", b"%\x00\x18\x05label"),  # required, though levels are counted
+        (b"\x3c\x29\x06\x19\x26", b"\x3c\x29\x06\x19\x16"),  # one level where two are counted
+    ],
+)
+def test_a_hashed_footer_at_which_pyarrow_ends_the_process_is_refused(sound: bytes, forged: bytes) -> None:
+    data = encoded(PARQUET)
+    assert sound in data
+    assert_refused(rehashed(data.replace(sound, forged, 1)), "parquet", "cannot be read (ValueError: ")
+
+
 def rehashed(data: bytes) -> bytes:
     """The file's own hash, written from its definition: sha256 of the file with its 64 digits set to zero."""
     head, _, tail = data.rpartition(OWN_SHA256)

@@ -8,11 +8,12 @@ import builtins
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from nisynth.errors import DataError
-from nisynth.plan import Plan
+from nisynth.plan import Plan, is_printable
 
 SCHEMA_VERSION = 1
 
@@ -23,6 +24,7 @@ _ATTEMPT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-([0-9]{{8}})-({_ATTEMPT})\.(parquet|npz)")
 _TASK_KEY = re.compile(r"(commits|quarantine)/([0-9a-f]{12})-([0-9]{8})\.json")
 _SHARD_OVERHEAD_BYTES = 1 << 26
+MAX_WORD_CHARS = 1000
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("task", "bytes", "rows", "seed"), int),
     **dict.fromkeys(("shard", "sha256", "device", "worker"), str),
@@ -159,9 +161,26 @@ class Commit(ShardRecord):
             return "curve, timings_s, a time or a figure hold what is no number"
         try:
             json.dumps([self.figures, self.versions], allow_nan=False)  # what is read can be written again
-        except ValueError:
+        except (ValueError, RecursionError):
             return "figures or versions hold what is no finite number"
+        named = {name: None for point in self.curve for name in point}
+        words = _words([self.device, self.worker, self.versions, self.figures, self.timings_s, named])
+        if not all(len(word) <= MAX_WORD_CHARS and is_printable(word) for word in words):
+            return "device, worker, versions or a figure hold text that no worker writes"
         return None
+
+
+def _words(values: list[Any]) -> Iterator[str]:
+    """Yields every text in the values, at any depth, names included."""
+    left = values
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def _is_number(value: object) -> bool:

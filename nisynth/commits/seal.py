@@ -19,6 +19,7 @@ from nisynth.commits.parallel import in_parallel
 from nisynth.commits.records import ManifestRow
 from nisynth.commits.run import SUCCESS_KEY, Run
 from nisynth.errors import DataError, StorageError, one_line
+from nisynth.parquet import check_footer, read_pages
 from nisynth.shards import to_parquet
 from nisynth.storage import AlreadyExists, NotFound, OutcomeUnknown, Store
 
@@ -215,16 +216,17 @@ def _read(data: bytes, num_tasks: int) -> pa.Table:
     `read_table` goes through pyarrow's scanner, whose threads may still hold the bytes when Python ends, and
     then they end the process by SIGABRT: seen once at the end of a complete run on a busy machine.
     """
+    check_footer(data)
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    _check_footer(file, num_tasks)
+    _check_columns(file, data, num_tasks)
     return file.read(use_threads=False)
 
 
-def _check_footer(file: pq.ParquetFile, num_tasks: int) -> None:
+def _check_columns(file: pq.ParquetFile, data: bytes, num_tasks: int) -> None:
     """Raises ValueError before a small file unfolds into a large table.
 
     Every encoding but PLAIN lets a file of a few KB hold gigabytes, and so does compression: what the footer
-    says of the uncompressed columns is held to what as many rows of ours can take.
+    and the headers of the pages say of the unfolded columns is held to what as many rows of ours can take.
     """
     found = file.metadata
     if {field.name: field.type for field in file.schema_arrow} != _COLUMNS:
@@ -233,9 +235,13 @@ def _check_footer(file: pq.ParquetFile, num_tasks: int) -> None:
         raise ValueError(f"{found.num_rows} rows, the run has {num_tasks} tasks")
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size_bytes = 0
     for chunk in chunks:
-        if not {"PLAIN", "RLE"}.issuperset(chunk.encodings):
+        if chunk.has_dictionary_page or not {"PLAIN", "RLE"}.issuperset(chunk.encodings):
             raise ValueError(f"column {chunk.path_in_schema} is encoded as {chunk.encodings}")
-    size_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        pages = list(read_pages(data, chunk.data_page_offset, chunk.total_compressed_size))
+        if any(page.num_values > num_tasks for page in pages):
+            raise ValueError(f"a page of column {chunk.path_in_schema} has more values than the run tasks")
+        size_bytes += max(chunk.total_uncompressed_size, sum(page.unfolded_bytes for page in pages))
     if size_bytes > MAX_DOCUMENT_BYTES + _ROW_BYTES * num_tasks:
         raise ValueError(f"unfolds to {size_bytes} bytes, more than {num_tasks} rows can take")

@@ -168,6 +168,31 @@ def test_a_small_manifest_that_unfolds_is_refused_before_it_does(tmp_path: Path)
     assert len(read_manifest(run)) == TASKS
 
 
+def in_four_bytes(number: int) -> bytes:
+    """Returns a number as Thrift's compact protocol may have it, whatever it is, in four bytes."""
+    sevens = [2 * number >> shift & 127 for shift in (0, 7, 14, 21)]
+    return bytes([*(seven | 128 for seven in sevens[:3]), sevens[3]])
+
+
+def test_a_manifest_whose_footer_hides_what_a_page_unfolds_to_is_refused_before_it_does(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path)
+    table = pq.read_table(io.BytesIO(run.store.get(MANIFEST_KEY)))
+    long = table.set_column(1, "attempt", pa.array(["a" * 100_000_000, *"bcdef"]))
+    reseal(run, long, use_dictionary=False, compression="zstd", write_statistics=False)
+    data = run.store.get(MANIFEST_KEY)
+    told = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).total_uncompressed_size
+    assert data.count(in_four_bytes(told)) == 1
+    run.store.put(MANIFEST_KEY, forged := data.replace(in_four_bytes(told), in_four_bytes(500)))
+    run.store.put("_SUCCESS", f"{hashlib.sha256(forged).hexdigest()}\n".encode())
+    assert pq.ParquetFile(io.BytesIO(forged)).metadata.row_group(0).column(1).total_uncompressed_size == 500
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="unfolds to 10000"):
+        read_manifest(run)
+    assert pa.total_allocated_bytes() - before < 8_000_000
+
+
 @bounded
 @given(position=st.integers(0, 10**6), byte=st.integers(1, 255))
 def test_no_altered_byte_of_a_manifest_goes_unseen(tmp_path: Path, position: int, byte: int) -> None:
