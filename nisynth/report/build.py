@@ -13,7 +13,7 @@ from nisynth.evaluation.measure import Opened, Yardstick, open_for_measuring
 from nisynth.evaluation.networks import POOL
 from nisynth.evaluation.quality import Quality
 from nisynth.evaluation.tsne import map_layers
-from nisynth.report.facts import gather, public_name
+from nisynth.report.facts import gather, public_name, public_text
 from nisynth.report.inline import MOST_PER_CLASS, Pictures
 from nisynth.report.maps import draw_small_map
 from nisynth.report.page import RunPage
@@ -60,29 +60,38 @@ def build_page(
     if student is not None and trained is None:
         raise ConfigError(f"--student {student}: no student there (no {RESULT_KEY}); name a student's folder")
     page = RunPage(facts, student=trained, hour_price=hour_price)
+    damage: list[str] = []
     try:
-        return Built(_with_images(page, run, by, say, on_images).render(), facts.damage)
-    except (DataError, IncompleteRun) as error:  # a damaged shard, or a run emptied meanwhile
-        why = str(error).replace(run.store.url, facts.name)
-        if isinstance(error, DataError):
-            facts = replace(facts, damage=tuple(dict.fromkeys([*facts.damage, why])))
-        page = replace(page, facts=facts, quality_note=f"the images cannot be read: {why}")
-        return Built(page.render(), facts.damage)
+        page = _with_images(page, run, damage)
+        page = _with_quality(page, run, by, say, on_images)
+    except DataError as error:
+        damage.append(str(error))
+        page = replace(page, quality_note="an image cannot be read; see Failures")
+    except IncompleteRun as error:  # a run emptied meanwhile
+        page = replace(page, quality_note=public_text(str(error), run, facts))
+    known = [*facts.damage, *(public_text(text, run, facts) for text in damage)]
+    facts = replace(facts, damage=tuple(dict.fromkeys(known)))
+    return Built(replace(page, facts=facts).render(), facts.damage)
 
 
-def _with_images(page: RunPage, run: Run, by: Yardstick, say: Say, on_images: OnImages | None) -> RunPage:
-    """Returns the page with its images, and what was measured of them. Raises DataError, IncompleteRun."""
-    none_yet = replace(page, quality_note="no image is committed yet")
+def _with_images(page: RunPage, run: Run, damage: list[str]) -> RunPage:
+    """Returns the page with images of the sound shards; `damage` takes a line for each other one.
+
+    Raises DataError where none is sound, IncompleteRun.
+    """
     if not page.facts.tasks and page.facts.rejected is None:
-        return none_yet
-    pixels, labels = sample_images(run, MOST_PER_CLASS)
-    pictures = Pictures(pixels, labels)
-    if not page.facts.tasks:  # the images are the refused canary's
-        return replace(none_yet, pictures=pictures)
+        return page
+    return replace(page, pictures=Pictures(*sample_images(run, MOST_PER_CLASS, damage)))
+
+
+def _with_quality(page: RunPage, run: Run, by: Yardstick, say: Say, on_images: OnImages | None) -> RunPage:
+    """Returns the page with what was measured of all images. Raises DataError, IncompleteRun."""
+    if not page.facts.tasks:  # the images, if there are any, are the refused canary's
+        return replace(page, quality_note="no image is committed yet")
     opened = open_for_measuring(run.store.url, replace(by, allow_partial=True))
     say("measuring the images")
     quality = opened.measure(on_images)
-    pictures = replace(pictures, **_compared(opened, quality, page.facts.classes, say))
+    pictures = replace(page.pictures, **_compared(opened, quality, page.facts.classes, say))
     return replace(page, pictures=pictures, quality=quality, content_sha256=opened.synthetic.content)
 
 

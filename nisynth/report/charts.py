@@ -8,9 +8,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from nisynth.report.curves import COLORS, TERM_NAMES
+from nisynth.report.curves import COLORS, TERM_NAMES, scale_by_decades
 from nisynth.report.losses import Band
 
 INK, RULE = "#010203", "#040506"
@@ -41,7 +41,7 @@ def draw_bands(axes: Axes, bands: Mapping[str, Band]) -> None:
     lows = [float(band.low.min()) for band in bands.values()]
     highs = [float(band.high.max()) for band in bands.values()]
     if lows and min(lows) > 0 and max(highs) > 3.0 * min(lows):
-        axes.set_yscale("log")
+        scale_by_decades(axes, min(lows), max(highs))
 
 
 def line_chart(
@@ -53,6 +53,8 @@ def line_chart(
     for number, (name, (x, y)) in enumerate(lines.items()):
         style, marker = STYLES[number % len(STYLES)], "o" if len(x) <= 12 else ""
         axes.plot(x, y, linestyle=style, marker=marker, markersize=4, color=COLORS[number], label=name)
+    if y_label == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     _dress(axes, y_label, x_label, whole=x_label == "epoch")
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)

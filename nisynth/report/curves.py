@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 PANEL_WIDTH_INCHES = 5.4
@@ -126,8 +126,17 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     if panel.log and values and min(values) > 0 and math.log10(max(values) / min(values)) > 0.5:
-        axes.set_yscale("log")
+        scale_by_decades(axes, min(values), max(values))
     if len(panel.curves) > 1:
         # Below the axes, where it can cover no curve; a legend wider than they are would shrink them.
         columns = 3 if max(len(curve.label) for curve in panel.curves) <= 14 else 2
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
+
+
+def scale_by_decades(axes: Axes, low: float, high: float) -> None:
+    """Makes the y axis logarithmic, in plain numbers: 1, 2, 5, 10, ... below two decades, else decades."""
+    axes.set_yscale("log")
+    subs = (1.0, 2.0, 5.0) if math.log10(high / low) < 2.0 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())

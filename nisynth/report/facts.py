@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from nisynth.commits.rejected import Rejected, read_rejected
 from nisynth.errors import DataError
 from nisynth.execution.event_log import read_events
 from nisynth.report.losses import Band, loss_bands, thin
+from nisynth.series.run import Series
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunFacts:
     """A run as its storage shows it. damage: what is known to be wrong, a line each. bands: by loss term.
 
     failed_attempts: None where no driver left a log. rejected: the canary that failed, while nothing is
-    committed.
+    committed. rounds: of a series, None of a run.
     """
 
     name: str
@@ -88,6 +89,7 @@ class RunFacts:
     versions: Counter[str] = field(default_factory=Counter)
     failed_attempts: tuple[FailedAttempt, ...] | None = None
     rejected: Rejected | None = None
+    rounds: int | None = None
 
     @property
     def images(self) -> int:
@@ -133,7 +135,7 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
         curves.append(thin(rejected.batch.curve))
     name, complete = public_name(run.store.url), run.is_sealed()
     _, damage = known_damage(run, set(committed), complete, found)
-    return RunFacts(
+    facts = RunFacts(
         name=name,
         fingerprint=plan.fingerprint,
         complete=complete,
@@ -146,13 +148,20 @@ def gather(run: Run, on_read: Callable[[int, int], None] | None = None) -> RunFa
         identity=plan.identity,
         plan_versions=dict(plan.document.get("versions") or {}),
         tasks=tuple(tasks),
-        damage=tuple(text.replace(run.store.url, name) for text in damage),
+        damage=tuple(damage),
         quarantined=tuple(quarantine_logs(run)),
         bands=loss_bands(curves),
         versions=versions,
         failed_attempts=_failed_attempts(_events(run)),
         rejected=rejected,
+        rounds=len(run.plan.sizes) if isinstance(run, Series) else None,
     )
+    return replace(facts, damage=tuple(public_text(text, run, facts) for text in damage))
+
+
+def public_text(text: str, run: Run, facts: RunFacts) -> str:
+    """Returns a message with the run's place as a page may show it."""
+    return text.replace(run.store.url, facts.name)
 
 
 def public_name(url: str) -> str:

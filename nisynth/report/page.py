@@ -7,6 +7,7 @@ escaped; paths of the maker's machine and credentials are left out.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nisynth.errors import counted
 from nisynth.evaluation.quality import Quality
@@ -91,7 +92,7 @@ class RunPage:
             "schema": 1,
             "kind": "run",
             "title": f"{counted(facts.images, 'image')} by {method} from {teacher}",
-            "subtitle": f"{facts.name} · run {facts.fingerprint[:12]} · {facts.input_px} px,"
+            "subtitle": f"{facts.name} · {_kind(facts)} {facts.fingerprint[:12]} · {facts.input_px} px,"
             f" {len(facts.classes)} classes, {facts.format}",
             "verdict": {**verdict, "line": _verdict_line(verdict)},
             "images": {
@@ -206,6 +207,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["blank"] = lambda value: "" if value is None else f"{value:.4g}"
     environment.filters["bytes"] = _bytes
     environment.filters["moment"] = _moment
+    environment.filters["code"] = _code
     environment.filters["term_name"] = lambda term: TERM_NAMES.get(term, term)
     environment.filters["duration"] = format_seconds
     environment.filters["figure_name"] = lambda name: FIGURE_NAMES.get(name, (name, ""))[0]
@@ -244,14 +246,24 @@ def _verdict_line(found: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _kind(facts: RunFacts) -> str:
+    return "run" if facts.rounds is None else f"series of {counted(facts.rounds, 'round')},"
+
+
 def _again(facts: RunFacts) -> str:
+    what, verb = ("run", "run") if facts.rounds is None else ("series", "adapt")
     return (
-        "# URL: this run. CONFIG: the config that it was run with. N: the task\n"
+        f"# URL: this {what}. CONFIG: the config that it was made with. N: the task\n"
         "nisynth pull URL copy\n"
         "nisynth redo copy --task N\n"
-        "nisynth run CONFIG --store copy    # makes task N alone: all others are there\n"
+        f"nisynth {verb} CONFIG --store copy    # makes task N alone: all others are there\n"
         "nisynth logs copy --task N"
     )
+
+
+def _code(text: str) -> Markup:
+    """Returns a message as HTML, what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _bytes(count: float) -> str:

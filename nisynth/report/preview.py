@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nisynth.commits import Run
 from nisynth.commits.rejected import read_rejected
-from nisynth.errors import ConfigError, IncompleteRun
+from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.report.contact_sheet import contact_sheet
 from nisynth.report.pictures import write_png
 
@@ -75,11 +75,22 @@ def draw_methods(runs: Sequence[Run], output: str) -> int:
     return len(labels)
 
 
-def sample_images(run: Run, rows: int) -> tuple[Tensor, Tensor]:
+def sample_images(run: Run, rows: int, damage: list[str] | None = None) -> tuple[Tensor, Tensor]:
     """Returns up to `rows` images of every class, uint8 `(N, 3, H, W)`, and their labels, class by class.
 
-    Chosen, and raising, as `draw_preview` does.
+    damage: takes a line for each damaged shard, which is left out. Chosen, and raising, as `draw_preview`
+    does; with `damage`, DataError only where no shard is sound.
     """
+
+    def read(task: int) -> tuple[Tensor, Tensor] | None:
+        try:
+            return _read(run, task)
+        except DataError as error:
+            if damage is None:
+                raise
+            damage.append(str(error))
+            return None
+
     tasks = sorted(run.committed())
     rejected = None if tasks else read_rejected(run)
     if rejected is not None:
@@ -87,12 +98,13 @@ def sample_images(run: Run, rows: int) -> tuple[Tensor, Tensor]:
         parts = [(images.pixels, images.labels)]
     elif tasks:
         with ThreadPoolExecutor(READERS) as pool:
-            read = pool.map(lambda task: _read(run, task), _spread(run, tasks, rows))
-            parts = [part for part in read if part]
+            parts = [part for part in pool.map(read, _spread(run, tasks, rows)) if part]
     else:
         raise IncompleteRun(
             f"{run.store.url}: no task is committed yet, so there is no image to draw; wait for one"
         )
+    if not parts and damage:
+        raise DataError(damage[0])
     if not parts:
         raise IncompleteRun(
             f"{run.store.url}: its commits were removed meanwhile; run it again, then preview"

@@ -49,7 +49,8 @@ def _word(facts: RunFacts, found: dict[str, Any], quality: Quality | None) -> di
     if facts.damage:
         more = len(facts.damage) - MOST_REASONS
         rest = [f"and {counted(more, 'problem')} more, under Failures"] if more > 0 else []
-        return {"word": "Damaged", "tone": "bad", "reasons": [*facts.damage[:MOST_REASONS], *rest]}
+        shown = [f"damaged: {text}" for text in facts.damage[:MOST_REASONS]]
+        return {"word": "Damaged", "tone": "bad", "reasons": [*shown, *rest]}
     if facts.rejected is not None:
         return {"word": "Stopped", "tone": "bad", "reasons": [f"the canary failed: {facts.rejected.message}"]}
     if reasons:

@@ -276,13 +276,27 @@ def test_a_damaged_shard_is_said_on_the_page(size: str, tmp_path: Path) -> None:
         run.store.put(key, bytes(run.store.size_bytes(key)) if size == "the same" else b"no shard")
     built = build_page(str(tmp_path / "run"), Yardstick())
     text = built.html.decode()
-    assert len(built.damage) == (1 if size == "the same" else 4)
+    assert len(built.damage) == 4
     assert ">Damaged<" in text
     assert ">Complete<" not in text
-    assert "The images cannot be read: run/data/" in text
+    assert "<p>Damaged: run/data/" in text
+    assert "An image cannot be read; see Failures." in text
     assert str(tmp_path) not in text
     ended = nisynth("report", tmp_path / "run", "-o", tmp_path / "page.html")
     assert (ended.returncode, "the run is damaged: run/data/" in ended.stdout) == (1, True)
+
+
+def test_images_of_the_sound_shards_are_shown_beside_a_damaged_one(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    attempts = commit_all(run)
+    key = shard_key(run.plan.fp12, 2, attempts[2], "parquet")
+    run.store.put(key, bytes(run.store.size_bytes(key)))
+    built = build_page(str(tmp_path / "run"), Yardstick())
+    text = built.html.decode()
+    assert len(built.damage) == 1
+    assert text.count("data:image/webp") == 4
+    assert "Not measured: an image cannot be read; see Failures." in text
+    assert "<code>nisynth redo run --task 2</code>" in text
 
 
 @pytest.mark.parametrize("verb", ["quality", "status"])
