@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import nisynth
 from nisynth.commits import Run
 from nisynth.commits.audit import verify
 from nisynth.config import load_config
@@ -103,6 +104,24 @@ def test_observed_labels_are_the_teachers_and_survive_the_audit(real: Path, tmp_
     card = (tmp_path / "a" / "README.md").read_text()
     assert "what the classifier says" in card
     assert "None was used" in card
+
+
+def test_observed_labels_survive_a_pull_and_hugging_face_datasets(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    fit(config(tmp_path / "fit", METHODS["dafl"], real))
+    run(load_config(sampling(tmp_path / "fit" / "generator.safetensors")), str(tmp_path / "run"))
+    assert nisynth.pull(str(tmp_path / "run"), str(tmp_path / "copy")).complete
+    assert not verify(Run.open(open_store(str(tmp_path / "copy"))), deep=True).problems
+    images = open_dataset(str(tmp_path / "copy")).load()
+    assert torch.equal(images.labels, load_teacher(arch="resnet20").predict(images.pixels))
+    found = datasets.load_dataset(str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert found["label"][:] == images.labels.tolist()
+    assert found.features["label"].names == list(images.classes)
 
 
 def test_a_card_says_that_real_images_were_used(real: Path, tmp_path: Path) -> None:
