@@ -175,7 +175,7 @@ def describe(speeds: Mapping[str, list[float]], resumed_s: list[float], options:
     for name, found in speeds.items():
         ratios = [one / other for one, other in zip(found, speeds[best], strict=True)]
         rows.append(f"| {name} | {spread(found, ',.0f')} | {spread(ratios, '.2f')} | {GOALS.get(name, '')} |")
-    libraries = ("torch", "torchvision", "datasets", "webdataset", "pillow", "pyarrow", "pyspng")
+    libraries = ("torch", "torchvision", "datasets", "webdataset", "pillow", "pyarrow", "kornia-rs")
     return f"""# Reading
 
     python {" ".join(sys.argv)}

@@ -279,7 +279,8 @@ def _read_npz(data: bytes) -> dict[str, npt.NDArray[Any]]:
             for member in members
         ):
             raise ValueError("an array is compressed, a shard's are stored")
-        return {name: _read_npy(name, archive.read(f"{name}.npy")) for name in _MEMBERS}
+        contents = {name: archive.read(name) for name in found}  # each compared with its CRC
+        return {name: _read_npy(name, contents[f"{name}.npy"]) for name in _MEMBERS}
 
 
 def _npy(*names: str) -> list[str]:

@@ -18,13 +18,13 @@ from nisynth.png import Png, Uint8, decode_pngs, encode_pngs
 KINDS: tuple[Png, ...] = ("compressed", "stored")
 
 
-@pytest.fixture(params=["pyspng", "Pillow"])
+@pytest.fixture(params=["kornia-rs", "Pillow"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both decoders in turn."""
     if request.param == "Pillow":
-        monkeypatch.setattr(png, "pyspng", None)
-    elif png.pyspng is None:
-        pytest.skip("pyspng (the extra `fast`) is not installed")
+        monkeypatch.setattr(png, "decode_fast", None)
+    elif png.decode_fast is None:
+        pytest.skip("kornia-rs (the extra `fast`) is not installed")
     return str(request.param)
 
 
@@ -164,7 +164,7 @@ def test_real_images_are_equal_in_both_decoders(shared: Path, monkeypatch: pytes
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded])
     pngs = encode_pngs(pixels)
     fast = decode_pngs(pngs, 32)
-    monkeypatch.setattr(png, "pyspng", None)
+    monkeypatch.setattr(png, "decode_fast", None)
     assert np.array_equal(fast, decode_pngs(pngs, 32))
     assert np.array_equal(fast, decode_pngs(encode_pngs(pixels, "stored"), 32))
     assert np.array_equal(fast, planes(pixels))

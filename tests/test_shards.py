@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,17 @@ def test_npz_bytes_are_pinned() -> None:
     labels = torch.tensor([1, 0])
     batch = ImageBatch(Task(7, 1, labels.numpy(), 2), torch.arange(24.0).reshape(2, 3, 2, 2), labels)
     assert hashlib.sha256(encoded(NPZ, batch)).hexdigest() == (
-        "f625808404902fe00c50b35d77264801f40efc5dda5edd103dda582ac84d70b5"
+        "ae439defbd0b354c5dd1ea0410fdc177308ab5fe8591e9887f89c1c8d8a9fc59"
+    )
+
+
+def test_npz_shards_of_earlier_versions_have_no_mean_std_and_classes() -> None:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(encoded(NPZ))) as new, zipfile.ZipFile(sink, "w") as old:
+        for name in ("images.npy", "labels.npy", "task.npy", "index_in_task.npy"):
+            old.writestr(name, new.read(name))
+    assert torch.equal(
+        decoded(sink.getvalue(), "npz").images.pixels, decoded(encoded(NPZ), "npz").images.pixels
     )
 
 
@@ -170,7 +181,9 @@ def test_pandas_and_numpy_read_the_same(tmp_path: Path) -> None:
     assert np.array_equal(np.stack(images), expected)
     assert frame["label"].tolist() == [0, 1, 2, 0, 1, 2]
     with np.load(io.BytesIO(encoded(NPZ)), allow_pickle=False) as arrays:
-        assert sorted(arrays) == ["images", "index_in_task", "labels", "task"]
+        names = ["classes", "images", "index_in_task", "labels", "mean", "std", "task"]
+        assert sorted(arrays) == names
+        assert arrays["classes"].tolist() == list(CLASSES)
         assert np.array_equal(arrays["images"], make_batch().images.numpy())
         assert int(arrays["task"]) == 12
 

@@ -7,11 +7,12 @@ shard that the disk does not take stays in memory, up to a limit.
 
 import hashlib
 import logging
+import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Lock
+from threading import Lock, Semaphore
 
 import numpy as np
 import torch
@@ -61,6 +62,8 @@ class ShardSource:
             shard_bytes = run.plan.batch_size * 3 * run.plan.input_px**2
             self._max_open = max(1, min(MAX_OPEN, cache.files.cap_bytes // shard_bytes))
         self._lock = Lock()
+        # Many threads wait for the store; decoders beyond the processors only take Python's lock in turns.
+        self._decoding = Semaphore(os.cpu_count() or 1)
         self._disk_failed = False
 
     def open(self, row: ManifestRow) -> tuple[Tensor, Tensor]:
@@ -157,8 +160,9 @@ class ShardSource:
 
     def _decode(self, row: ManifestRow) -> tuple[Tensor, Tensor]:
         data = self._fetch(row)
-        began = time.perf_counter()
-        shard = self.run.decode(row, data)
+        with self._decoding:
+            began = time.perf_counter()
+            shard = self.run.decode(row, data)
         self.count(fetched_bytes=len(data), decode_s=time.perf_counter() - began)
         return shard.images.pixels, shard.images.labels
 

@@ -57,6 +57,23 @@ def config(world: Path, output: Path, **changes: Any) -> DistillConfig:
     return load_as(DistillConfig, values(world, output, **changes), kind="distill")
 
 
+class DiesOnce(TinyNet):
+    """A student whose second worker dies in its sixth step, once, when the first has saved five."""
+
+    def __init__(self, num_classes: int, output: str) -> None:
+        super().__init__(num_classes)
+        self.output, self.steps = Path(output), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        mark = self.output / "died"
+        if self.steps == 6 and dist.is_initialized() and dist.get_rank() == 1 and not mark.exists():
+            wait_until((self.output / "checkpoint.safetensors").exists)
+            mark.touch()
+            kill_9({os.getpid()})
+        return super().forward(x)
+
+
 class Endless(TinyNet):
     """A student that takes an hour for a step: the driver hears nothing and waits inside Ray."""
 
@@ -123,6 +140,30 @@ def test_a_worker_that_dies_after_the_result_is_stored_costs_no_second_training(
     assert len(report.history) == 3
     assert sum(line.startswith("epoch 3") for line in said) == 1
     assert not any("failed" in line for line in said)
+
+
+@pytest.mark.slow
+def test_two_workers_that_stream_224_px_resume_to_the_same_weights(ray_cluster: str, tmp_path: Path) -> None:
+    sizes = {"run": {"num_images": 64}, "teacher": {"input_px": 224}}
+    run = Run.join(open_store(str(tmp_path / "run")), tiny_plan(tmp_path, **sizes))
+    commit_all(run)
+    assert seal(run)
+    train = {"epochs": 3, "batch_size": 16, "lr": 0.05, "stream": "always"}
+    teacher = tiny_config(tmp_path, teacher={"input_px": 224}).to_dict()["teacher"]
+    weights, said = [], list[str]()
+    for name in ("undisturbed", "killed"):
+        output = tmp_path / name
+        output.mkdir()
+        student = {"arch": f"{__name__}:DiesOnce", "kwargs": {"output": str(output)}}
+        if name == "undisturbed":
+            (output / "died").touch()
+        changes = {"train": train, "teacher": teacher, "student": student, "checkpoint_minutes": 0}
+        distill(config(tmp_path, output, workers=2, **changes), say=said.append)
+        weights.append(load_file(output / "student.safetensors"))
+    assert sum("try 1 of 3 failed" in line for line in said) == 1
+    assert (tmp_path / "killed/died").exists()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
 
 
 @pytest.mark.parametrize(
