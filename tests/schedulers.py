@@ -1,12 +1,13 @@
 """Schedulers that tests drive by hand: tasks without work, workers that end as told."""
 
 from itertools import count
+from typing import Any
 
 from nisynth.execution.schedule import Attempt, Rules, Scheduler
 
 
 def make(
-    num_tasks: int = 10, num_slots: int = 2, *, canary: bool = False, seed: int = 0, **rules
+    num_tasks: int = 10, num_slots: int = 2, *, canary: bool = False, seed: int = 0, **rules: Any
 ) -> Scheduler:
     """A scheduler with every slot live; task 0 is committed already unless the canary is the point."""
     numbers = count()

@@ -16,6 +16,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import boto3
 import botocore.exceptions
@@ -251,7 +252,7 @@ def _identities() -> dict[str, object]:
     }
 
 
-def _client(endpoint: str, verify: str | None):  # type: ignore[no-untyped-def]
+def _client(endpoint: str, verify: str | None) -> Any:  # type: ignore[no-untyped-def]
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,

@@ -1,12 +1,14 @@
 """The settings that make bits equal hold inside the block only."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from nisynth.device import deterministic
 
 
-def settings():
+def settings() -> Any:
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -17,11 +19,11 @@ def settings():
     )
 
 
-def test_settings_hold_inside_and_are_restored_after_an_error():
+def test_settings_hold_inside_and_are_restored_after_an_error() -> None:
     before = settings()
     inside = []
 
-    def fail():
+    def fail() -> None:
         with deterministic():
             inside.append(settings())
             raise KeyError

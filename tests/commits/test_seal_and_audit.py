@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -149,7 +150,7 @@ def test_verify_finds_a_forged_shard_with_a_matching_commit(run: Run) -> None:
     assert f"{other.shard}: holds other labels than the plan's; `nisynth redo" in text
 
 
-def tiny_labels(run: Run):  # type: ignore[no-untyped-def]
+def tiny_labels(run: Run) -> Any:  # type: ignore[no-untyped-def]
     """Commits, as task 1, a shard whose labels are those of another permutation."""
     from nisynth.batch import ImageBatch
     from nisynth.shards import OutputConfig, encode

@@ -1,6 +1,7 @@
 """What an actor decides before it has a worker."""
 
 import types
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,13 @@ from nisynth.execution import actors
 
 
 @pytest.mark.parametrize(("gpus", "device"), [([], "cpu"), (["0"], None)])
-def test_a_worker_that_was_given_no_gpu_computes_on_the_cpu(monkeypatch, gpus, device):
+def test_a_worker_that_was_given_no_gpu_computes_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: Any, device: str | None
+) -> None:
     """Ray lets a process that asks for no GPU see those of its node; all would share the first."""
     asked = []
 
-    def worker(config, fingerprint, store_url, device):
+    def worker(config: Any, fingerprint: Any, store_url: Any, device: Any) -> None:
         asked.append(device)
         raise TeacherError("enough")
 

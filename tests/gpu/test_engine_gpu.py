@@ -3,6 +3,8 @@
 `pytest tests/gpu --confcutdir=tests/gpu` runs these where only torch is installed.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.inversion.draws import draw
 from nisynth.synthesis.inversion.method import InversionMethod
 from nisynth.synthesis.naturalinversion.renderer import Renderer
-from nisynth.teachers import load_teacher
+from nisynth.teachers import Teacher, load_teacher
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
@@ -31,28 +33,30 @@ CAPTURED = Shortcuts(compiled=False)
 
 
 @pytest.fixture(scope="module")
-def teacher():
+def teacher() -> Any:
     return load_teacher(arch="resnet20", device="cuda")
 
 
-def task(batch_size=16, index=0):
+def task(batch_size: int = 16, index: int = 0) -> Any:
     labels = np.arange(batch_size, dtype=np.int64) % 10
     return Task(index=index, seed=index + 1, labels=labels, rows=batch_size)
 
 
-def fast(teacher, shortcuts=None, precision="float32", iterations=5, **options):
+def fast(
+    teacher: Teacher, shortcuts: Any = None, precision: str = "float32", iterations: int = 5, **options: Any
+) -> Any:
     config = NaturalInversionConfig(iterations=iterations, **options)
     engine = EngineConfig(name="fast", precision=precision)
     method = InversionMethod(config, teacher, Renderer)
     return FastSynthesizer(method, engine, log_every=1, shortcuts=shortcuts)
 
 
-def totals(batch):
+def totals(batch: Any) -> Any:
     return [point["total"] for point in batch.curve]
 
 
 @pytest.mark.parametrize("shortcuts", [EAGER, CAPTURED, None], ids=["eager", "captured", "compiled"])
-def test_float32_follows_the_plain_loop(teacher, shortcuts):
+def test_float32_follows_the_plain_loop(teacher: Teacher, shortcuts: Any) -> None:
     plain = make_synthesizer(NaturalInversionConfig(iterations=5), EngineConfig(), teacher, log_every=1)
     engine = fast(teacher, shortcuts)
     expected, batch = plain.synthesize(task()), engine.synthesize(task())
@@ -63,7 +67,7 @@ def test_float32_follows_the_plain_loop(teacher, shortcuts):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
-def test_other_precisions_stay_near(teacher, precision):
+def test_other_precisions_stay_near(teacher: Teacher, precision: str) -> None:
     try:
         resolve(precision, teacher.device)
     except Exception as lacking:
@@ -76,14 +80,14 @@ def test_other_precisions_stay_near(teacher, precision):
 
 
 @pytest.mark.parametrize("option", [{"feature_gradient": True}, {"select": "last"}, {"head": "sum"}])
-def test_options(teacher, option):
+def test_options(teacher: Teacher, option: dict[str, Any]) -> None:
     expected = fast(teacher, EAGER, **option).synthesize(task())
     engine = fast(teacher, CAPTURED, **option)
     assert totals(engine.synthesize(task())) == pytest.approx(totals(expected), rel=2e-2)
     assert engine.notes == []
 
 
-def test_a_long_lived_engine_gives_what_a_fresh_one_gives(teacher):
+def test_a_long_lived_engine_gives_what_a_fresh_one_gives(teacher: Teacher) -> None:
     long_lived = fast(teacher, CAPTURED)
     for index in (0, 1, 0):
         again = long_lived.synthesize(task(index=index))
@@ -93,7 +97,7 @@ def test_a_long_lived_engine_gives_what_a_fresh_one_gives(teacher):
         assert again.figures["best_iteration"] == fresh.figures["best_iteration"]
 
 
-def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher):
+def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher: Teacher) -> None:
     batch = fast(teacher, CAPTURED, iterations=40).synthesize(task())
     best = min(batch.curve, key=lambda point: point["total"])
     assert batch.figures["best_iteration"] == best["iteration"]
@@ -101,7 +105,7 @@ def test_a_replay_counts_its_iterations_and_keeps_the_best(teacher):
     assert len({point["total"] for point in batch.curve}) == 40
 
 
-def test_no_step_waits_for_the_device(teacher):
+def test_no_step_waits_for_the_device(teacher: Teacher) -> None:
     config = NaturalInversionConfig(iterations=4)
     with FLOAT32.applied(teacher.device):
         fused = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True, normalization=True)
@@ -118,7 +122,7 @@ def test_no_step_waits_for_the_device(teacher):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_fused_graphs_are_as_near_to_float32_as_separate_ones(teacher, dtype):
+def test_fused_graphs_are_as_near_to_float32_as_separate_ones(teacher: Teacher, dtype: torch.dtype) -> None:
     """cuDNN's fused activations (in 16 bits), normalization in one read, and its gradient."""
     exact = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True)
     options = {"activations": dtype != torch.float32, "normalization": True}
@@ -131,7 +135,7 @@ def test_fused_graphs_are_as_near_to_float32_as_separate_ones(teacher, dtype):
         assert error(value, true) < 1.5 * error(other, true) + 1e-3
 
 
-def values_and_gradient(fused, dtype):
+def values_and_gradient(fused: Any, dtype: torch.dtype) -> Any:
     """Features, logits, moments, and the image's gradient of the last two."""
     x = torch.randn((16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
@@ -142,11 +146,11 @@ def values_and_gradient(fused, dtype):
     return [*features, logits, *of_layers, *torch.autograd.grad(loss, [x])]
 
 
-def error(value, wanted):
+def error(value: Any, wanted: Any) -> Any:
     return float((value.float() - wanted.float()).norm() / wanted.float().norm())
 
 
-def test_out_of_memory_proposes_half_until_it_fits(teacher):
+def test_out_of_memory_proposes_half_until_it_fits(teacher: Teacher) -> None:
     engine = fast(teacher, CAPTURED, iterations=1)
     allowed = 1.2e9 / torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(allowed)

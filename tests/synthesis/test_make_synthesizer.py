@@ -1,12 +1,16 @@
 """The engine's name and precision are refused where they cannot be had."""
 
+from typing import Any
+
 import pytest
 
 from nisynth.errors import ConfigError
 from nisynth.synthesis import METHODS, EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.teachers import Teacher
+from tests.synthesis.conftest import MakeTask
 
 
-def test_the_engine_is_chosen_by_name(odd_teacher, make_task):
+def test_the_engine_is_chosen_by_name(odd_teacher: Teacher, make_task: MakeTask) -> None:
     config = NaturalInversionConfig(iterations=1, latent_dim=4)
     plain, fast = (
         make_synthesizer(config, EngineConfig(name=name, precision="float32"), odd_teacher)
@@ -17,17 +21,17 @@ def test_the_engine_is_chosen_by_name(odd_teacher, make_task):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
-def test_the_plain_engine_is_float32(odd_teacher, precision):
+def test_the_plain_engine_is_float32(odd_teacher: Teacher, precision: str) -> None:
     with pytest.raises(ConfigError, match=rf"engine\.precision '{precision}' .*auto or float32"):
         make_synthesizer(NaturalInversionConfig(), EngineConfig(precision=precision), odd_teacher)
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
-def test_the_plain_engine_takes_its_own_precision(odd_teacher, precision):
+def test_the_plain_engine_takes_its_own_precision(odd_teacher: Teacher, precision: str) -> None:
     make_synthesizer(NaturalInversionConfig(), EngineConfig(precision=precision), odd_teacher)
 
 
-def test_presets_are_the_papers_experiments():
+def test_presets_are_the_papers_experiments() -> None:
     presets = METHODS["naturalinversion"].presets
     cifar10 = NaturalInversionConfig(**presets["cifar10"])
     cifar100 = NaturalInversionConfig(**presets["cifar100"])
@@ -49,6 +53,6 @@ def test_presets_are_the_papers_experiments():
         ("lr_alpha", float("inf")),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named(field, value):
+def test_a_value_that_cannot_be_used_is_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"method\.{field}: {value} .*; give "):
         NaturalInversionConfig(**{field: value})

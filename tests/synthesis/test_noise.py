@@ -3,9 +3,12 @@
 import torch
 
 from nisynth.synthesis import EngineConfig, NoiseConfig, make_synthesizer
+from tests.synthesis.conftest import MakeTask, MakeTeacher
 
 
-def test_noise_is_normal_labelled_and_follows_the_seed(make_teacher, make_task):
+def test_noise_is_normal_labelled_and_follows_the_seed(
+    make_teacher: MakeTeacher, make_task: MakeTask
+) -> None:
     noise = make_synthesizer(NoiseConfig(), EngineConfig(), make_teacher(input_px=64))
     batch = noise.synthesize(make_task(16, seed=1))
     assert batch.images.shape == (16, 3, 64, 64)

@@ -4,6 +4,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_registry_is_complete() -> None:
 
 
 @pytest.mark.parametrize("info", architectures(), ids=lambda info: info.name)
-def test_parameters_and_taps_are_the_published_ones(info) -> None:
+def test_parameters_and_taps_are_the_published_ones(info: Any) -> None:
     assert info.parameters == PARAMETERS[info.name]
     assert [(tap.channels, tap.side_px) for tap in info.taps] == WIDTHS[info.name]
 

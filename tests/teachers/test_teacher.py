@@ -302,7 +302,9 @@ def without_statistics() -> nn.Module:
         ),
     ],
 )
-def test_networks_that_cannot_be_inverted(network, fields: dict[str, object], message: str) -> None:
+def test_networks_that_cannot_be_inverted(
+    network: nn.Module, fields: dict[str, object], message: str
+) -> None:
     with pytest.raises(TeacherError) as caught:
         teacher_of(network(), **fields)
     assert message in str(caught.value)

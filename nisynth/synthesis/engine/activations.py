@@ -40,12 +40,18 @@ def conv_add_relu(
 
 
 @conv_relu.register_fake
-def _(x, weight, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 @conv_add_relu.register_fake
-def _(x, other, weight, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 

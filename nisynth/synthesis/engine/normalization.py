@@ -41,7 +41,7 @@ def norm_relu(
 
 
 @norm_relu.register_fake
-def _(x, other, mean, scale, bias):  # type: ignore[no-untyped-def]
+def _(x: Tensor, other: Tensor | None, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(x, memory_format=torch.channels_last)
     dtype = torch.promote_types(x.dtype, torch.float32)
     return y, x.new_empty((x.shape[0], 2, x.shape[1]), dtype=dtype)

@@ -36,7 +36,7 @@ def sum_over_images(moments: Sequence[Tensor]) -> Tensor:
 
 
 @sum_over_images.register_fake
-def _(moments):  # type: ignore[no-untyped-def]
+def _(moments: Sequence[Tensor]) -> Tensor:
     return moments[0].new_empty((2, sum(of_images.shape[2] for of_images in moments)))
 
 

@@ -5,8 +5,11 @@ value, which on a GPU would wait for it. What they cannot do is autograd, whose 
 gradients are put in its place. tests/gpu shows the rest where a GPU is.
 """
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +22,7 @@ from nisynth.synthesis.inversion import model as model_module
 from nisynth.synthesis.inversion.draws import draw
 from nisynth.teachers import load_teacher
 from tests.engines import inversion_of
+from tests.synthesis.conftest import MakeTask
 
 GPU = torch.device("cuda", 0)
 STEP = Shortcuts(compiled=False, captured=False)
@@ -28,11 +32,11 @@ BFLOAT16 = Arithmetic("bfloat16", torch.bfloat16)
 class Outputs(TorchDispatchMode):
     """Notes the name of each operation that runs inside it, and the devices of what it returns."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seen = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         parts = out if isinstance(out, (tuple, list)) else (out,)
         devices = {part.device for part in parts if isinstance(part, torch.Tensor)}
@@ -41,12 +45,12 @@ class Outputs(TorchDispatchMode):
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch):
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Autocast asks the driver; a blank renderer is moved in a way that fake tensors do not take."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
 
-    def blank(make, device):
+    def blank(make: Any, device: Any) -> Any:
         with torch.device(device):
             return make()
 
@@ -55,7 +59,7 @@ def fake_gpu(monkeypatch):
         yield
 
 
-def begun(monkeypatch, make_task, precision, **options):
+def begun(monkeypatch: pytest.MonkeyPatch, make_task: MakeTask, precision: str, **options: Any) -> Any:
     """An Inversion of the shipped teacher on the fake GPU, at a task's start."""
     config = NaturalInversionConfig(iterations=3, latent_dim=16, **options)
     task = make_task(8, num_classes=10)
@@ -73,7 +77,7 @@ def begun(monkeypatch, make_task, precision, **options):
     inversion = Inversion(method, fused, 8, precision, STEP)
     inversion.begin(draws, torch.from_numpy(task.labels))
 
-    def backward(loss):
+    def backward(loss: Any) -> None:
         for parameter in inversion.model.parameters():
             parameter.grad = torch.empty_like(parameter)
 
@@ -81,7 +85,7 @@ def begun(monkeypatch, make_task, precision, **options):
     return inversion
 
 
-def to_fake_gpu(network):
+def to_fake_gpu(network: nn.Module) -> None:
     for layer in network.modules():
         for name, weight in layer.named_parameters(recurse=False):
             layer.register_parameter(name, torch.nn.Parameter(weight.detach().to(GPU), requires_grad=False))
@@ -93,7 +97,13 @@ def to_fake_gpu(network):
 @pytest.mark.parametrize(
     "options", [{}, {"feature_gradient": True}, {"select": "last"}, {"head": "sum"}], ids=str
 )
-def test_a_step_never_asks_the_gpu_for_a_number(monkeypatch, fake_gpu, make_task, precision, options):
+def test_a_step_never_asks_the_gpu_for_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+    fake_gpu: Any,
+    make_task: MakeTask,
+    precision: str,
+    options: dict[str, Any],
+) -> None:
     inversion = begun(monkeypatch, make_task, precision, **options)
     inversion.step()  # allocates Adam's state
     with Outputs() as outputs:
@@ -103,13 +113,17 @@ def test_a_step_never_asks_the_gpu_for_a_number(monkeypatch, fake_gpu, make_task
     assert ("conv_add_relu" in outputs.seen) == (precision is BFLOAT16 and "feature_gradient" not in options)
 
 
-def test_a_step_that_asked_would_be_found(monkeypatch, fake_gpu, make_task):
+def test_a_step_that_asked_would_be_found(
+    monkeypatch: pytest.MonkeyPatch, fake_gpu: Any, make_task: MakeTask
+) -> None:
     inversion = begun(monkeypatch, make_task, FLOAT32)
     with pytest.raises(DataDependentOutputException):
         float(inversion.losses_at(1)["total"])
 
 
-def test_what_a_task_leaves_behind_stays_on_the_gpu(monkeypatch, fake_gpu, make_task):
+def test_what_a_task_leaves_behind_stays_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, fake_gpu: Any, make_task: MakeTask
+) -> None:
     inversion = begun(monkeypatch, make_task, BFLOAT16)
     inversion.step()
     images = inversion.render(torch.Generator())

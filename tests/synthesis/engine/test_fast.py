@@ -7,12 +7,14 @@ size, so that the two drift apart: by 1e-6 at the first iteration and a few thou
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
+from nisynth.batch import Task
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig
 from nisynth.synthesis.engine.fused import FusedTeacher
@@ -20,13 +22,14 @@ from nisynth.synthesis.engine.loop import Inversion
 from nisynth.synthesis.engine.precision import FLOAT32, Arithmetic
 from nisynth.synthesis.engine.shortcuts import Shortcuts
 from nisynth.synthesis.inversion.draws import draw
-from nisynth.teachers import load_teacher
+from nisynth.teachers import Teacher, load_teacher
 from tests.engines import ON_CPU, SIXTEEN_BIT, fast, inversion_of, synthesizers
+from tests.synthesis.conftest import MakeTask, MakeTeacher
 
 TERMS = ("total", "ce", "r_bn", "tv", "l2")
 
 
-def assert_follows(fast_batch, plain_batch):
+def assert_follows(fast_batch: Any, plain_batch: Any) -> None:
     for point, wanted in zip(fast_batch.curve, plain_batch.curve, strict=True):
         iteration = wanted["iteration"]
         assert point["iteration"] == iteration
@@ -46,7 +49,9 @@ def assert_follows(fast_batch, plain_batch):
         {"select": "last", "jitter_px": 0},
     ],
 )
-def test_it_follows_the_plain_loop(odd_teacher, make_task, options):
+def test_it_follows_the_plain_loop(
+    odd_teacher: Teacher, make_task: MakeTask, options: dict[str, Any]
+) -> None:
     plain, engine = (s.synthesize(make_task(6)) for s in synthesizers(odd_teacher, **options))
     assert_follows(engine, plain)
     assert engine.figures["best_iteration"] == plain.figures["best_iteration"]
@@ -54,14 +59,16 @@ def test_it_follows_the_plain_loop(odd_teacher, make_task, options):
     assert engine.figures["engine"] == "fast, float32"
 
 
-def test_it_follows_the_plain_loop_on_the_shipped_teacher(shipped_teacher, make_task):
+def test_it_follows_the_plain_loop_on_the_shipped_teacher(
+    shipped_teacher: Teacher, make_task: MakeTask
+) -> None:
     task = make_task(4, num_classes=10)
     plain, engine = (s.synthesize(task) for s in synthesizers(shipped_teacher, latent_dim=1024))
     assert_follows(engine, plain)
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet34", "cifar10_vgg11", "cifar100_resnet34"])
-def test_it_follows_the_plain_loop_on_real_teachers(shared, make_task, name):
+def test_it_follows_the_plain_loop_on_real_teachers(shared: Any, make_task: MakeTask, name: str) -> None:
     arch = name.rpartition("_")[2]
     teacher = load_teacher(arch=arch, weights=str(shared / "teachers" / f"{name}.safetensors"))
     task = make_task(2, num_classes=teacher.num_classes)
@@ -69,7 +76,9 @@ def test_it_follows_the_plain_loop_on_real_teachers(shared, make_task, name):
     assert_follows(engine, plain)
 
 
-def test_the_first_gradient_of_every_weight_is_the_plain_loops(odd_teacher, make_task):
+def test_the_first_gradient_of_every_weight_is_the_plain_loops(
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     task, config = make_task(6), NaturalInversionConfig(iterations=1, latent_dim=16)
     gradients = []
     for shortcuts in (PLAIN_STEPS, ON_CPU):
@@ -93,7 +102,9 @@ PLAIN_STEPS = Shortcuts(
 )
 
 
-def begun(teacher, task, config, shortcuts=PLAIN_STEPS, precision=FLOAT32):
+def begun(
+    teacher: Teacher, task: Task, config: Any, shortcuts: Any = PLAIN_STEPS, precision: Any = FLOAT32
+) -> Any:
     fused = FusedTeacher(teacher, folded=shortcuts.folded, statistics=shortcuts.statistics)
     method = inversion_of(config, teacher)
     inversion = Inversion(method, fused, len(task.labels), precision, shortcuts)
@@ -102,14 +113,16 @@ def begun(teacher, task, config, shortcuts=PLAIN_STEPS, precision=FLOAT32):
 
 
 @pytest.mark.parametrize("left_out", ["folded", "identities", "statistics", "normalization", "channels_last"])
-def test_it_does_without_each_shortcut(odd_teacher, make_task, left_out):
+def test_it_does_without_each_shortcut(odd_teacher: Teacher, make_task: MakeTask, left_out: str) -> None:
     every = {"activations": False, "channels_last": True, "compiled": False, "captured": False}
     plain, _ = synthesizers(odd_teacher)
     engine = fast(odd_teacher, shortcuts=Shortcuts(**{**every, left_out: False}))
     assert_follows(engine.synthesize(make_task(4)), plain.synthesize(make_task(4)))
 
 
-def test_task_after_task_is_what_fresh_engines_give_bit_for_bit(odd_teacher, make_task):
+def test_task_after_task_is_what_fresh_engines_give_bit_for_bit(
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     """Nothing of a task is left for the next: no weight, moment, step count, kept iterate or loss."""
     tasks = [make_task(6, index=i, seed=seed) for i, seed in enumerate((1, 2, 3))]
     long_lived = fast(odd_teacher)
@@ -121,7 +134,7 @@ def test_task_after_task_is_what_fresh_engines_give_bit_for_bit(odd_teacher, mak
         assert again.figures == fresh.figures
 
 
-def test_labels_are_the_tasks_own(odd_teacher, make_task):
+def test_labels_are_the_tasks_own(odd_teacher: Teacher, make_task: MakeTask) -> None:
     engine = fast(odd_teacher)
     first = engine.synthesize(make_task(4))
     shifted = make_task(4)
@@ -133,15 +146,15 @@ def test_labels_are_the_tasks_own(odd_teacher, make_task):
     assert torch.equal(second.images, fast(odd_teacher).synthesize(shifted).images)
 
 
-def test_batches_of_another_size_take_turns(odd_teacher, make_task):
+def test_batches_of_another_size_take_turns(odd_teacher: Teacher, make_task: MakeTask) -> None:
     engine = fast(odd_teacher)
     for batch_size in (4, 1, 4):
         batch = engine.synthesize(make_task(batch_size))
         assert torch.equal(batch.images, fast(odd_teacher).synthesize(make_task(batch_size)).images)
 
 
-def test_a_task_that_was_aborted_leaves_nothing_behind(odd_teacher, make_task):
-    def stop(done, terms):
+def test_a_task_that_was_aborted_leaves_nothing_behind(odd_teacher: Teacher, make_task: MakeTask) -> None:
+    def stop(done: Any, terms: Any) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
@@ -153,7 +166,9 @@ def test_a_task_that_was_aborted_leaves_nothing_behind(odd_teacher, make_task):
 
 
 @pytest.mark.parametrize("listening", [False, True])
-def test_the_curve_is_the_same_whether_somebody_listens(odd_teacher, make_task, listening):
+def test_the_curve_is_the_same_whether_somebody_listens(
+    odd_teacher: Teacher, make_task: MakeTask, listening: bool
+) -> None:
     calls = []
     engine = fast(odd_teacher, log_every=3, iterations=7)
     batch = engine.synthesize(make_task(4), (lambda *call: calls.append(call)) if listening else None)
@@ -162,10 +177,12 @@ def test_the_curve_is_the_same_whether_somebody_listens(odd_teacher, make_task, 
     assert heard == (batch.curve if listening else [])
 
 
-def test_best_is_the_last_iterate_of_a_run_that_stops_there(odd_teacher, make_task):
+def test_best_is_the_last_iterate_of_a_run_that_stops_there(
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     task = make_task(4)
 
-    def run(**options):
+    def run(**options: Any) -> Any:
         return fast(odd_teacher, lr_alpha=3.0, **options).synthesize(task)
 
     totals = [point["total"] for point in run(iterations=12).curve]
@@ -176,7 +193,9 @@ def test_best_is_the_last_iterate_of_a_run_that_stops_there(odd_teacher, make_ta
     assert not torch.equal(best.images, last.images)
 
 
-def test_a_teacher_that_gives_nan_fails_the_task_and_only_that(make_teacher, make_task):
+def test_a_teacher_that_gives_nan_fails_the_task_and_only_that(
+    make_teacher: MakeTeacher, make_task: MakeTask
+) -> None:
     teacher = make_teacher()
     engine = fast(teacher)
     expected = engine.synthesize(make_task(4)).images
@@ -190,11 +209,13 @@ def test_a_teacher_that_gives_nan_fails_the_task_and_only_that(make_teacher, mak
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile of some versions warns of its own code
-def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monkeypatch):
+def test_the_whole_step_is_one_graph_for_a_compiler(
+    odd_teacher: Teacher, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced whole, forward and backward, as on a GPU; the code that would be generated is left out."""
     operations = set()
 
-    def record(graph, inputs):
+    def record(graph: Any, inputs: Any) -> Any:
         operations.update(str(node.target).removeprefix("aten.") for node in graph.graph.nodes)
         return make_boxed_func(graph.forward)
 
@@ -216,10 +237,12 @@ def test_the_whole_step_is_one_graph_for_a_compiler(odd_teacher, make_task, monk
 
 
 @pytest.mark.filterwarnings("default")
-def test_tasks_of_one_size_are_compiled_once(odd_teacher, make_task, monkeypatch):
+def test_tasks_of_one_size_are_compiled_once(
+    odd_teacher: Teacher, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs = []
 
-    def record(graph, inputs):
+    def record(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return make_boxed_func(graph.forward)
 
@@ -233,7 +256,7 @@ def test_tasks_of_one_size_are_compiled_once(odd_teacher, make_task, monkeypatch
     assert len(graphs) == 2  # forward and backward
 
 
-def test_a_scaled_loss_takes_the_same_steps(odd_teacher, make_task):
+def test_a_scaled_loss_takes_the_same_steps(odd_teacher: Teacher, make_task: MakeTask) -> None:
     """As float16 needs it: the scale is a power of two, and Adam's epsilon is scaled along."""
     task, config = make_task(4), NaturalInversionConfig(iterations=4, latent_dim=16)
     assert Arithmetic("float32", loss_scale=4096.0).scale(4) == 256.0
@@ -247,7 +270,7 @@ def test_a_scaled_loss_takes_the_same_steps(odd_teacher, make_task):
 
 
 @pytest.mark.skipif(SIXTEEN_BIT != "bfloat16", reason="this CPU has no bfloat16")
-def test_bfloat16_stays_near(odd_teacher, make_task):
+def test_bfloat16_stays_near(odd_teacher: Teacher, make_task: MakeTask) -> None:
     plain, _ = synthesizers(odd_teacher)
     engine = fast(odd_teacher, engine=EngineConfig(name="fast", precision="bfloat16"))
     batch, wanted = engine.synthesize(make_task(8)), plain.synthesize(make_task(8))
@@ -258,7 +281,7 @@ def test_bfloat16_stays_near(odd_teacher, make_task):
 
 
 @pytest.mark.parametrize("input_px", [32, 64, 224])
-def test_image_sizes(make_teacher, make_task, input_px):
+def test_image_sizes(make_teacher: MakeTeacher, make_task: MakeTask, input_px: int) -> None:
     plain, engine = (
         s.synthesize(make_task(2)) for s in synthesizers(make_teacher(input_px=input_px), iterations=2)
     )

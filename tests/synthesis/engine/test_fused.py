@@ -3,11 +3,12 @@
 import functools
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nisynth.images import Normalization
@@ -17,21 +18,22 @@ from nisynth.synthesis.engine.precision import Arithmetic
 from nisynth.synthesis.engine.tracing import Untraceable
 from nisynth.teachers import Teacher, build_network
 from nisynth.teachers.registry import REGISTRY
+from tests.synthesis.conftest import MakeTeacher
 
 
 class Operations(TorchDispatchMode):
     """Counts the operations that run inside it, by name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.count = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 
-def wrap(network, input_px=16, taps=None):
+def wrap(network: nn.Module, input_px: int = 16, taps: Any = None) -> Any:
     """A teacher around a network whose BatchNorms have something to remember."""
     rng = torch.Generator().manual_seed(3)
     for layer in network.modules():
@@ -51,18 +53,18 @@ def wrap(network, input_px=16, taps=None):
     )
 
 
-def images(side_px=16, batch_size=4):
+def images(side_px: int = 16, batch_size: int = 4) -> Any:
     return torch.randn((batch_size, 3, side_px, side_px), generator=torch.Generator().manual_seed(1))
 
 
-def assert_close(actual, expected, error=1e-4):
+def assert_close(actual: Any, expected: Any, error: float = 1e-4) -> None:
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape
         assert float((a.float() - b).norm() / b.norm()) < error
 
 
-def assert_stands_for(fused, teacher, error=1e-4):
+def assert_stands_for(fused: Any, teacher: Teacher, error: float = 1e-4) -> None:
     x = images(teacher.input_px)
     with torch.no_grad():
         assert_close(fused.features(x), teacher.features(x), error)
@@ -73,14 +75,14 @@ def assert_stands_for(fused, teacher, error=1e-4):
     assert_close([logits, *inputs], [wanted, *wanted_inputs], error)
 
 
-def operations(run):
+def operations(run: Any) -> Any:
     with torch.no_grad(), Operations() as seen:
         run()
     return seen.count
 
 
 @pytest.mark.parametrize("arch", list(REGISTRY))
-def test_registered_teachers_lose_every_batch_norm_in_the_feature_pass(arch):
+def test_registered_teachers_lose_every_batch_norm_in_the_feature_pass(arch: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = wrap(build_network(arch, 10), input_px=32)
@@ -94,7 +96,7 @@ def test_registered_teachers_lose_every_batch_norm_in_the_feature_pass(arch):
     )
 
 
-def test_the_feature_pass_ends_at_the_deepest_tap():
+def test_the_feature_pass_ends_at_the_deepest_tap() -> None:
     teacher = wrap(build_network("vgg11", 10), input_px=32)
     assert [tap.side_px for tap in teacher.taps] == [32, 16, 8, 4]
     fused = FusedTeacher(teacher)
@@ -102,18 +104,18 @@ def test_the_feature_pass_ends_at_the_deepest_tap():
     assert (count["convolution"], count["addmm"]) == (6, 0)  # of 8 convolutions and 3 linear layers
 
 
-def test_a_network_of_an_odd_shape(odd_teacher):
+def test_a_network_of_an_odd_shape(odd_teacher: Teacher) -> None:
     assert_stands_for(FusedTeacher(odd_teacher), odd_teacher)
 
 
-def test_without_folding_nothing_changes_but_the_hooks(odd_teacher):
+def test_without_folding_nothing_changes_but_the_hooks(odd_teacher: Teacher) -> None:
     x, fused = images(), FusedTeacher(odd_teacher, folded=False)
     with torch.no_grad():
         pairs = zip(fused.features(x), odd_teacher.features(x), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_gradients_reach_the_image_and_no_weight(odd_teacher):
+def test_gradients_reach_the_image_and_no_weight(odd_teacher: Teacher) -> None:
     x = images().requires_grad_()
     fused = FusedTeacher(odd_teacher)
     for graph, own in (
@@ -127,21 +129,21 @@ def test_gradients_reach_the_image_and_no_weight(odd_teacher):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_sixteen_bit_weights_are_a_copy(odd_teacher, memory_format):
+def test_sixteen_bit_weights_are_a_copy(odd_teacher: Teacher, memory_format: torch.memory_format) -> None:
     fused = FusedTeacher(odd_teacher, torch.bfloat16, memory_format)
     with torch.autocast("cpu", torch.bfloat16):
         assert_stands_for_roughly(fused, odd_teacher)
     assert all(p.dtype == torch.float32 for p in odd_teacher.network.parameters())
 
 
-def test_fused_activations_give_the_same_features(shipped_teacher):
+def test_fused_activations_give_the_same_features(shipped_teacher: Teacher) -> None:
     fused = FusedTeacher(shipped_teacher, activations=True)
     assert_stands_for(fused, shipped_teacher)
     count = operations(lambda: fused.features(images(32)))
     assert count["conv_relu"] + count["conv_add_relu"] == 18  # of 19 ReLUs: the stem has 3 channels
 
 
-def assert_stands_for_roughly(fused, teacher):
+def assert_stands_for_roughly(fused: Any, teacher: Teacher) -> None:
     with torch.no_grad():
         values = fused.features(images())
         with torch.autocast("cpu", enabled=False):
@@ -153,7 +155,7 @@ def assert_stands_for_roughly(fused, teacher):
 class PreActivation(nn.Module):
     """BatchNorm before its convolution, after a sum, and after a convolution that something else reads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(6)
@@ -163,14 +165,14 @@ class PreActivation(nn.Module):
         self.bn3 = nn.BatchNorm2d(6)
         self.linear = nn.Linear(6, 4)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         out = self.conv1(F.relu(self.bn1(x)))
         out = self.conv2(F.relu(self.bn2(out))) + x
         return self.linear(F.relu(self.bn3(out)).mean((2, 3)))
 
 
-def test_only_what_directly_follows_its_own_convolution_is_folded():
+def test_only_what_directly_follows_its_own_convolution_is_folded() -> None:
     teacher = wrap(PreActivation(), taps=["bn3"])
     fused = FusedTeacher(teacher)
     assert_stands_for(fused, teacher)
@@ -181,21 +183,21 @@ def test_only_what_directly_follows_its_own_convolution_is_folded():
 class Reused(nn.Module):
     """One convolution that runs twice, each time before another BatchNorm."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
         self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.second(self.conv(self.first(self.conv(x)))).mean((2, 3))
 
 
-def test_a_convolution_that_runs_twice_keeps_its_weights():
+def test_a_convolution_that_runs_twice_keeps_its_weights() -> None:
     teacher = wrap(Reused())
     assert_stands_for(FusedTeacher(teacher), teacher)
 
 
-def test_a_convolution_that_is_a_tap_keeps_its_output():
+def test_a_convolution_that_is_a_tap_keeps_its_output() -> None:
     teacher = wrap(PreActivation(), taps=["conv1", "bn3"])
     fused = FusedTeacher(teacher)
     assert_stands_for(fused, teacher)
@@ -205,18 +207,18 @@ def test_a_convolution_that_is_a_tap_keeps_its_output():
 class InPlace(nn.Module):
     """In-place ReLUs, one of which writes over a tap."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn1 = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5)
         self.bn2, self.relu = nn.BatchNorm2d(5), nn.ReLU(inplace=True)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         y = self.bn1(self.conv(x))
         z = self.bn2(y * 1) + self.relu(y)
         return self.relu(z).mean((2, 3))
 
 
-def test_a_value_that_is_overwritten_is_read_before():
+def test_a_value_that_is_overwritten_is_read_before() -> None:
     teacher = wrap(InPlace(), taps=["bn1"])
     assert teacher.tap_sites[0].copied
     assert_stands_for(FusedTeacher(teacher), teacher)
@@ -225,18 +227,18 @@ def test_a_value_that_is_overwritten_is_read_before():
 class Head(nn.Module):
     """A network whose output is not a bare tensor."""
 
-    def __init__(self, wrap_output):
+    def __init__(self, wrap_output: Any) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.wrap_output = wrap_output
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.bn(self.conv(x))
         return self.wrap_output(x.mean((2, 3)), x)
 
 
 @pytest.mark.parametrize("wrap_output", [lambda a, b: (a, b), lambda a, b: {"logits": a, "map": b}])
-def test_logits_may_lie_in_a_tuple_or_a_mapping(wrap_output):
+def test_logits_may_lie_in_a_tuple_or_a_mapping(wrap_output: Any) -> None:
     network = Head(wrap_output).eval()
     teacher = Teacher(
         network, normalization=Normalization((0.5,) * 3, (0.25,) * 3), classes=list("abcd"), input_px=16
@@ -245,7 +247,7 @@ def test_logits_may_lie_in_a_tuple_or_a_mapping(wrap_output):
 
 
 class Branching(Head):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.bn(self.conv(x))
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
@@ -253,7 +255,7 @@ class Branching(Head):
 class WrittenView(Head):
     """Writes in place through a view, which a graph of values cannot say."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.bn(self.conv(x))
         x.view(-1).relu_()
         return x.mean((2, 3))
@@ -262,7 +264,7 @@ class WrittenView(Head):
 class WithoutGradient(Head):
     """A part of forward that a graph would give a gradient."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.bn(self.conv(x))
         with torch.no_grad():
             gate = x.sigmoid()
@@ -277,13 +279,13 @@ class WithoutGradient(Head):
         (WithoutGradient, "the gradient of the teacher's graph is not that of its forward"),
     ],
 )
-def test_what_cannot_be_a_graph_is_refused_in_one_line(network, message):
+def test_what_cannot_be_a_graph_is_refused_in_one_line(network: nn.Module, message: str) -> None:
     with pytest.raises(Untraceable, match=message) as refusal:
         FusedTeacher(wrap(network(None)))
     assert "\n" not in str(refusal.value)
 
 
-def test_a_teacher_that_gives_nan_is_still_a_graph(make_teacher):
+def test_a_teacher_that_gives_nan_is_still_a_graph(make_teacher: MakeTeacher) -> None:
     """Its tasks fail by their loss, as in the plain loop."""
     teacher = make_teacher()
     teacher.batch_norms[0].running_mean[0] = math.nan
@@ -293,12 +295,12 @@ def test_a_teacher_that_gives_nan_is_still_a_graph(make_teacher):
 class Residual(nn.Module):
     """The shapes of conv-add-relu: an identity beside, a convolution beside, a doubled sum, a lone ReLU."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
         self.relu = nn.ReLU()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         y = self.relu(self.a(x) + x)
         y = F.relu(self.c(y) + self.b(y))
         z = self.b(y).relu()
@@ -307,7 +309,7 @@ class Residual(nn.Module):
         return F.relu(kept) + kept
 
 
-def test_activations_move_into_their_convolutions():
+def test_activations_move_into_their_convolutions() -> None:
     network = Residual().requires_grad_(False)
     traced = fx.symbolic_trace(network)
     x = torch.randn((2, 8, 6, 6), generator=torch.Generator().manual_seed(0))
@@ -321,7 +323,7 @@ def test_activations_move_into_their_convolutions():
 
 
 @pytest.mark.parametrize("op", ["conv_relu", "conv_add_relu"])
-def test_the_operators_keep_torchs_contract(op):
+def test_the_operators_keep_torchs_contract(op: str) -> None:
     x, weight, bias = torch.randn(2, 4, 6, 6), torch.randn(4, 4, 3, 3), torch.randn(4)
     inputs = (x, torch.randn(2, 4, 6, 6)) if op == "conv_add_relu" else (x,)
     torch.library.opcheck(
@@ -329,21 +331,23 @@ def test_the_operators_keep_torchs_contract(op):
     )
 
 
-def rounded_to_tf32(convolve, x, weight, bias):
+def rounded_to_tf32(convolve: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
     """A convolution of factors with TF32's 10 bits of fraction."""
 
-    def short(value):
+    def short(value: Any) -> Any:
         scale = torch.exp2(10 - torch.floor(torch.log2(value.abs().clamp_min(1e-30))))
         return (value * scale).round() / scale
 
     return convolve(short(x), short(weight), bias)
 
 
-def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(monkeypatch):
+def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As on a GPU: between a folded BatchNorm and a separate one, TF32's rounding alone differs by 2e-3."""
     convolve = nn.Conv2d._conv_forward
 
-    def forward(self, x, weight, bias):
+    def forward(self: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
         if torch.backends.cudnn.conv.fp32_precision != "tf32":
             return convolve(self, x, weight, bias)
         return rounded_to_tf32(functools.partial(convolve, self), x, weight, bias)
@@ -360,7 +364,7 @@ def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(monkeypa
     assert float((folded - separate).norm() / separate.norm()) > 1e-3
 
 
-def test_sixteen_bits_are_judged_by_their_distance_from_float32():
+def test_sixteen_bits_are_judged_by_their_distance_from_float32() -> None:
     """Deep networks round by more than 5 %, however they are computed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -370,8 +374,10 @@ def test_sixteen_bits_are_judged_by_their_distance_from_float32():
     assert fused.notes == []
 
 
-def test_a_fused_graph_that_is_wrong_is_left_out(shipped_teacher, monkeypatch):
-    def wrong(traced):
+def test_a_fused_graph_that_is_wrong_is_left_out(
+    shipped_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(traced: Any) -> None:
         next(traced.parameters()).data *= 1.1
 
     monkeypatch.setattr("nisynth.synthesis.engine.fused.fuse_activations", wrong)

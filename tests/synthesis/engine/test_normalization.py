@@ -6,11 +6,13 @@ The kernel runs in Triton's interpreter here, which needs no GPU, and is compile
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nisynth.images import Normalization
 from nisynth.synthesis.engine.fused import FusedTeacher
@@ -21,18 +23,18 @@ from nisynth.teachers import Teacher
 SHAPE = (3, 40, 6, 5)
 
 
-def values(*shape, seed=0):
+def values(*shape: Any, seed: int = 0) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def inputs(with_other, dtype=torch.float32):
+def inputs(with_other: Any, dtype: torch.dtype = torch.float32) -> Any:
     """x, other, mean, scale and bias of a layer whose map has the channels innermost."""
     x, other = (values(*SHAPE, seed=i).to(dtype, memory_format=torch.channels_last) for i in (1, 2))
     mean, scale, bias = (values(SHAPE[1], seed=i) for i in (3, 4, 5))
     return [x.requires_grad_(), other.requires_grad_() if with_other else None, mean, scale, bias]
 
 
-def separate(x, other, mean, scale, bias):
+def separate(x: Tensor, other: Any, mean: Any, scale: Any, bias: Any) -> Any:
     """The same by torch's own operations."""
     var = torch.ones_like(mean)
     y = F.batch_norm(x, mean, var, scale, bias, eps=0.0)
@@ -40,7 +42,7 @@ def separate(x, other, mean, scale, bias):
 
 
 @pytest.mark.parametrize("with_other", [False, True])
-def test_values_and_gradients_are_those_of_the_separate_operations(with_other):
+def test_values_and_gradients_are_those_of_the_separate_operations(with_other: bool) -> None:
     given, ours = [], inputs(with_other)
     leaves = [t for t in ours if t is not None and t.requires_grad]
     weights = values(*SHAPE, seed=6), values(SHAPE[0], 2, SHAPE[1], seed=7)
@@ -58,11 +60,11 @@ def test_values_and_gradients_are_those_of_the_separate_operations(with_other):
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("with_other", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_operator_keeps_torchs_contract(with_other, dtype):
+def test_the_operator_keeps_torchs_contract(with_other: bool, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.nisynth.norm_relu.default, inputs(with_other, dtype))
 
 
-def test_nan_stays():
+def test_nan_stays() -> None:
     x, _, mean, scale, bias = inputs(False)
     x = x.detach().clone()
     x[0, 0, 0, 0] = torch.nan
@@ -114,22 +116,22 @@ for card, of_map, columns, has_other in itertools.product(cards, types, widths, 
 """
 
 
-def run(script, tmp_path, **environment):
+def run(script: Any, tmp_path: Path, **environment: Any) -> None:
     pytest.importorskip("triton", reason="no Triton for this platform")
     variables = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_kernel_computes_what_the_operator_does(tmp_path):
+def test_the_kernel_computes_what_the_operator_does(tmp_path: Path) -> None:
     run(KERNEL, tmp_path, TRITON_INTERPRET="1")
 
 
-def test_the_kernel_compiles_for_ampere_and_hopper(tmp_path):
+def test_the_kernel_compiles_for_ampere_and_hopper(tmp_path: Path) -> None:
     run(COMPILE, tmp_path)
 
 
-def teacher_of(network, input_px=16):
+def teacher_of(network: nn.Module, input_px: int = 16) -> Any:
     rng = torch.Generator().manual_seed(3)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -142,7 +144,7 @@ def teacher_of(network, input_px=16):
     return Teacher(network.eval(), normalization=normalization, classes=list("abcd"), input_px=input_px)
 
 
-def observed(teacher, **options):
+def observed(teacher: Teacher, **options: Any) -> Any:
     """Logits and moments, and the gradient of their sum, of one way to observe."""
     fused = FusedTeacher(teacher, torch.float32, torch.channels_last, statistics=True, **options)
     assert fused.notes == []
@@ -152,7 +154,7 @@ def observed(teacher, **options):
     return fused, [logits, *of_layers, *torch.autograd.grad(loss, [x])]
 
 
-def operators(fused):
+def operators(fused: Any) -> Any:
     """How many BatchNorms of the loss pass take the operator."""
     return sum("norm_relu" in str(node.target) for node in fused._observing.graph.nodes)
 
@@ -160,14 +162,14 @@ def operators(fused):
 class Shapes(nn.Module):
     """Every place of a BatchNorm: before a ReLU, a sum, two readers, another activation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.ModuleList(nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1) for i in range(6))
         self.norm = nn.ModuleList(nn.BatchNorm2d(6, affine=i != 1) for i in range(6))
         self.relu = nn.ReLU(inplace=True)
         self.linear = nn.Linear(6, 4)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         x = self.relu(self.norm[0](self.conv[0](x)))  # fused
         y = self.norm[1](self.conv[1](x))
         y += x
@@ -178,7 +180,7 @@ class Shapes(nn.Module):
         return self.linear((F.relu(y) + y).mean((2, 3)))  # not: two readers
 
 
-def test_only_a_batch_norm_before_a_relu_takes_the_operator():
+def test_only_a_batch_norm_before_a_relu_takes_the_operator() -> None:
     teacher = teacher_of(Shapes())
     _, wanted = observed(teacher)
     fused, given = observed(teacher, normalization=True)
@@ -188,7 +190,9 @@ def test_only_a_batch_norm_before_a_relu_takes_the_operator():
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_all_batch_norms_of_a_residual_network_but_those_beside_it_take_the_operator(shipped_teacher):
+def test_all_batch_norms_of_a_residual_network_but_those_beside_it_take_the_operator(
+    shipped_teacher: Teacher,
+) -> None:
     _, wanted = observed(shipped_teacher)
     fused, given = observed(shipped_teacher, normalization=True)
     assert operators(fused) == 19
@@ -196,8 +200,10 @@ def test_all_batch_norms_of_a_residual_network_but_those_beside_it_take_the_oper
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_device_that_cannot_run_it_does_without_and_says_so(shipped_teacher, monkeypatch):
-    def broken(*_):
+def test_a_device_that_cannot_run_it_does_without_and_says_so(
+    shipped_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr("nisynth.synthesis.engine.normalization._affine", broken)

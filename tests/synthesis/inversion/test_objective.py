@@ -1,5 +1,7 @@
 """Eq. 8 over a real network, and the choice of the iterate."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,10 @@ from torch import nn
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.inversion.iterate import KeptIterate
 from nisynth.synthesis.inversion.objective import image_terms, losses
+from nisynth.teachers import Teacher
 
 
-def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher):
+def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher: Teacher) -> None:
     """Against inputs recomputed layer by layer, outside any hook."""
     x = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     expected, count, a = 0.0, 0, x
@@ -27,7 +30,7 @@ def test_r_bn_reads_the_input_of_every_batch_norm_shortcuts_included(odd_teacher
     assert float(terms["r_bn"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_total_is_the_weighted_sum_of_the_terms(odd_teacher):
+def test_the_total_is_the_weighted_sum_of_the_terms(odd_teacher: Teacher) -> None:
     x = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     config = NaturalInversionConfig(bn_weight=2.0, tv_weight=0.3, l2_weight=0.05)
     terms = losses(image_terms(config, odd_teacher), odd_teacher, x, torch.arange(4))
@@ -37,7 +40,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(odd_teacher):
 
 
 @pytest.mark.parametrize(("select", "expected"), [("best", 2.0), ("last", 5.0)])
-def test_the_kept_iterate(select, expected):
+def test_the_kept_iterate(select: str, expected: float) -> None:
     theta = [torch.zeros(2), torch.zeros(1, 3)]
     kept = KeptIterate(theta, select)
     for iteration, total in enumerate([4.0, 1.5, 1.5, 3.0, 2.0], start=1):
@@ -53,7 +56,7 @@ def test_the_kept_iterate(select, expected):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_one_loss_that_is_not_finite_is_remembered(bad):
+def test_one_loss_that_is_not_finite_is_remembered(bad: Any) -> None:
     kept = KeptIterate([torch.zeros(2)], "best")
     for iteration, total in enumerate([4.0, bad, 1.0], start=1):
         kept.consider(torch.tensor(total), iteration)

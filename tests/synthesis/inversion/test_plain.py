@@ -1,22 +1,28 @@
 """Algorithm 1 through its public door: determinism, what it returns, how it fails."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nisynth.batch import Task
 from nisynth.errors import TaskFailure
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
+from nisynth.teachers import Teacher
 from tests.engines import drawn
+from tests.synthesis.conftest import MakeTask, MakeTeacher
 
 
-def synthesizer(teacher, log_every=50, **options):
+def synthesizer(teacher: Teacher, log_every: int = 50, **options: Any) -> Any:
     config = NaturalInversionConfig(**{"iterations": 4, "latent_dim": 16, **options})
     return make_synthesizer(config, EngineConfig(), teacher, log_every=log_every)
 
 
-def test_a_task_gives_equal_bits_whoever_runs_it_and_after_whatever(odd_teacher, make_task):
+def test_a_task_gives_equal_bits_whoever_runs_it_and_after_whatever(
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     a, b = make_task(6, index=0, seed=1), make_task(6, index=1, seed=2)
     first, second = synthesizer(odd_teacher), synthesizer(odd_teacher)
     image_a, image_b = first.synthesize(a).images, first.synthesize(b).images
@@ -27,7 +33,9 @@ def test_a_task_gives_equal_bits_whoever_runs_it_and_after_whatever(odd_teacher,
     assert not torch.equal(image_a, image_b)
 
 
-def test_the_loss_falls_on_the_shipped_teacher_whose_weights_take_no_gradient(shipped_teacher, make_task):
+def test_the_loss_falls_on_the_shipped_teacher_whose_weights_take_no_gradient(
+    shipped_teacher: Teacher, make_task: MakeTask
+) -> None:
     before = {name: value.clone() for name, value in shipped_teacher.network.state_dict().items()}
     engine = synthesizer(shipped_teacher, log_every=10, iterations=30, latent_dim=1024)
     batch = engine.synthesize(make_task(8, num_classes=10))
@@ -41,8 +49,8 @@ def test_the_loss_falls_on_the_shipped_teacher_whose_weights_take_no_gradient(sh
 
 
 def test_the_curve_holds_the_unweighted_terms_at_the_first_every_nth_and_last_iteration(
-    odd_teacher, make_task
-):
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     calls = []
     engine = synthesizer(odd_teacher, log_every=3, iterations=7)
     batch = engine.synthesize(make_task(4), lambda done, terms: calls.append((done, dict(terms))))
@@ -57,8 +65,8 @@ def test_the_curve_holds_the_unweighted_terms_at_the_first_every_nth_and_last_it
     }
 
 
-def test_a_step_callback_may_abort_the_task(odd_teacher, make_task):
-    def stop(done, terms):
+def test_a_step_callback_may_abort_the_task(odd_teacher: Teacher, make_task: MakeTask) -> None:
+    def stop(done: Any, terms: Any) -> None:
         raise KeyboardInterrupt
 
     engine = synthesizer(odd_teacher)
@@ -69,7 +77,7 @@ def test_a_step_callback_may_abort_the_task(odd_teacher, make_task):
 
 
 @pytest.mark.parametrize("head", ["tanh", "sum"])
-def test_the_result_is_rendered_without_jitter(odd_teacher, make_task, head):
+def test_the_result_is_rendered_without_jitter(odd_teacher: Teacher, make_task: MakeTask, head: str) -> None:
     """After one iteration the kept iterate is the initial one: render it by hand, layer by layer."""
     task = make_task(5)
     engine = synthesizer(odd_teacher, iterations=1, head=head)
@@ -90,7 +98,9 @@ def test_the_result_is_rendered_without_jitter(odd_teacher, make_task, head):
     assert batch.figures["best_iteration"] == 1
 
 
-def test_best_is_the_last_iterate_of_a_run_that_stops_there(odd_teacher, make_task):
+def test_best_is_the_last_iterate_of_a_run_that_stops_there(
+    odd_teacher: Teacher, make_task: MakeTask
+) -> None:
     """The jitter makes the loss rise now and then: a run that ends after such a rise tells them apart."""
     task = make_task(4)
     totals = [point["total"] for point in run(odd_teacher, task, iterations=12, lr_alpha=3.0).curve]
@@ -106,12 +116,14 @@ def test_best_is_the_last_iterate_of_a_run_that_stops_there(odd_teacher, make_ta
     assert not torch.equal(best.images, last.images)
 
 
-def run(teacher, task, **options):
+def run(teacher: Teacher, task: Task, **options: Any) -> Any:
     return synthesizer(teacher, log_every=1, **options).synthesize(task)
 
 
 @pytest.mark.parametrize("feature_gradient", [False, True])
-def test_gradient_through_the_features_is_an_option(odd_teacher, make_task, feature_gradient):
+def test_gradient_through_the_features_is_an_option(
+    odd_teacher: Teacher, make_task: MakeTask, feature_gradient: bool
+) -> None:
     config = NaturalInversionConfig(latent_dim=16, iterations=1, feature_gradient=feature_gradient)
     parts, _ = drawn(make_task(4), config, odd_teacher)
     image = parts(torch.arange(4))
@@ -128,7 +140,7 @@ def test_gradient_through_the_features_is_an_option(odd_teacher, make_task, feat
     assert only_direct is (not feature_gradient)
 
 
-def test_a_teacher_that_gives_nan_fails_the_task(make_teacher, make_task):
+def test_a_teacher_that_gives_nan_fails_the_task(make_teacher: MakeTeacher, make_task: MakeTask) -> None:
     teacher = make_teacher()
     teacher.batch_norms[0].running_mean[0] = math.nan
     with pytest.raises(
@@ -138,9 +150,11 @@ def test_a_teacher_that_gives_nan_fails_the_task(make_teacher, make_task):
     assert failure.value.kind == "not_finite"
 
 
-def test_out_of_memory_names_the_batch_size_and_the_next_task_runs(make_teacher, make_task):
+def test_out_of_memory_names_the_batch_size_and_the_next_task_runs(
+    make_teacher: MakeTeacher, make_task: MakeTask
+) -> None:
     class Hungry(nn.Module):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Any:
             return x + torch.empty(2**59)[0] if len(x) == 6 else x
 
     teacher = make_teacher()
@@ -154,7 +168,7 @@ def test_out_of_memory_names_the_batch_size_and_the_next_task_runs(make_teacher,
 
 
 @pytest.mark.parametrize("input_px", [32, 64, 224])
-def test_image_sizes(make_teacher, make_task, input_px):
+def test_image_sizes(make_teacher: MakeTeacher, make_task: MakeTask, input_px: int) -> None:
     teacher = make_teacher(input_px=input_px)
     batch = synthesizer(teacher, iterations=2).synthesize(make_task(2))
     assert batch.images.shape == (2, 3, input_px, input_px)
@@ -162,5 +176,5 @@ def test_image_sizes(make_teacher, make_task, input_px):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_any_batch_size(odd_teacher, make_task, batch_size):
+def test_any_batch_size(odd_teacher: Teacher, make_task: MakeTask, batch_size: int) -> None:
     assert len(synthesizer(odd_teacher).synthesize(make_task(batch_size)).images) == batch_size

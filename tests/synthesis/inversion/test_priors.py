@@ -1,5 +1,7 @@
 """Every loss against a literal computation with loops over numpy arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,15 @@ from torch import nn
 from nisynth.synthesis.inversion.priors import cross_entropy, feature_distribution, l2, total_variation
 
 
-def norm(values):
+def norm(values: Any) -> Any:
     return float(np.sqrt(sum(float(v) ** 2 for v in np.asarray(values, dtype=np.float64).ravel())))
 
 
-def images(batch_size=2, side=4):
+def images(batch_size: int = 2, side: int = 4) -> Any:
     return torch.randn((batch_size, 3, side, side + 1), generator=torch.Generator().manual_seed(3))
 
 
-def test_cross_entropy_is_the_mean_of_minus_log_softmax():
+def test_cross_entropy_is_the_mean_of_minus_log_softmax() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.5], [-1.0, 0.0, 3.0]])
     labels = torch.tensor([1, 0])
     expected = 0.0
@@ -25,7 +27,7 @@ def test_cross_entropy_is_the_mean_of_minus_log_softmax():
     assert float(cross_entropy(logits, labels)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_total_variation_takes_four_directions():
+def test_total_variation_takes_four_directions() -> None:
     x = images()
     a = x.numpy()
     steps = {"right": (0, 1), "down": (1, 0), "falling": (1, 1), "rising": (-1, 1)}
@@ -51,7 +53,7 @@ def test_total_variation_takes_four_directions():
         (lambda i, j: i + j, "rising"),
     ],
 )
-def test_an_image_constant_along_one_direction_pays_for_the_three_others(pattern, silent):
+def test_an_image_constant_along_one_direction_pays_for_the_three_others(pattern: str, silent: str) -> None:
     side = 4
     x = torch.tensor([[float(pattern(i, j)) for j in range(side)] for i in range(side)])
     difference = {
@@ -66,13 +68,13 @@ def test_an_image_constant_along_one_direction_pays_for_the_three_others(pattern
     assert float(total_variation(x.expand(1, 3, side, side), rescale=False)) == pytest.approx(expected)
 
 
-def test_l2_is_the_unsquared_norm_over_the_whole_batch():
+def test_l2_is_the_unsquared_norm_over_the_whole_batch() -> None:
     x = images()
     assert float(l2(x, rescale=False)) == pytest.approx(norm(x), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", [total_variation, l2])
-def test_rescaled_priors_equal_the_published_ones_at_256_and_do_not_grow_with_the_batch(loss):
+def test_rescaled_priors_equal_the_published_ones_at_256_and_do_not_grow_with_the_batch(loss: Any) -> None:
     one = images(1)
     few, many = one.expand(8, 3, 4, 5), one.expand(256, 3, 4, 5)
     assert float(loss(many)) == pytest.approx(float(loss(many, rescale=False)))
@@ -80,7 +82,7 @@ def test_rescaled_priors_equal_the_published_ones_at_256_and_do_not_grow_with_th
     assert float(loss(one)) == pytest.approx(16 * float(loss(one, rescale=False)))
 
 
-def test_feature_distribution_takes_biased_variance_and_unsquared_norms():
+def test_feature_distribution_takes_biased_variance_and_unsquared_norms() -> None:
     rng = torch.Generator().manual_seed(4)
     inputs = [torch.randn((2, c, 3, 2), generator=rng) * 2 + 1 for c in (4, 3)]
     layers = []
@@ -105,7 +107,7 @@ def test_feature_distribution_takes_biased_variance_and_unsquared_norms():
     )
 
 
-def test_slack_forgives_what_sampling_noise_explains():
+def test_slack_forgives_what_sampling_noise_explains() -> None:
     layer = nn.BatchNorm2d(1)
     layer.running_mean.fill_(1)
     layer.running_var.fill_(1.5)
@@ -120,7 +122,7 @@ def test_slack_forgives_what_sampling_noise_explains():
         assert float(feature_distribution([x], [layer], slack=slack)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradients_are_finite_where_a_norm_is_zero():
+def test_gradients_are_finite_where_a_norm_is_zero() -> None:
     flat = torch.zeros((2, 3, 4, 4), requires_grad=True)
     (total_variation(flat) + l2(flat)).backward()
     assert torch.equal(flat.grad, torch.zeros_like(flat))

@@ -1,5 +1,7 @@
 """Table 6: parameter counts, sizes, and batch statistics at all times."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from nisynth.synthesis.naturalinversion.generator import Generator, image_sides_
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(10, 8_702_467), (100, 9_439_747)])
-def test_parameter_count(num_classes, expected):
+def test_parameter_count(num_classes: int, expected: int) -> None:
     with torch.device("meta"):
         generator = Generator(num_classes)
     assert sum(p.numel() for p in generator.parameters()) == expected
@@ -26,13 +28,13 @@ def test_parameter_count(num_classes, expected):
         (224, [7, 14, 28, 56, 112, 224]),
     ],
 )
-def test_the_start_size_halves_the_side_until_8_px(image_px, sides_px):
+def test_the_start_size_halves_the_side_until_8_px(image_px: int, sides_px: Any) -> None:
     assert image_sides_px(image_px) == sides_px
     image = Generator(2, image_px, latent_dim=4)(torch.randn(2, 4), torch.eye(2))
     assert image.shape == (2, 3, image_px, image_px)
 
 
-def test_it_is_the_network_of_table_6():
+def test_it_is_the_network_of_table_6() -> None:
     """Against the same layers written out, with nearest upsampling as repetition."""
     torch.manual_seed(0)
     generator = Generator(10)
@@ -51,14 +53,14 @@ def test_it_is_the_network_of_table_6():
     assert torch.allclose(generator(z, y), x, atol=1e-4)
 
 
-def test_rendering_uses_batch_statistics_too():
+def test_rendering_uses_batch_statistics_too() -> None:
     generator = Generator(2, 16, latent_dim=4)
     z, y = torch.randn(2, 4), torch.eye(2)
     assert torch.equal(generator.eval()(z, y), generator.train()(z, y))
     assert not list(generator.buffers())
 
 
-def test_initial_weights_follow_the_published_rules():
+def test_initial_weights_follow_the_published_rules() -> None:
     with torch.device("meta"):
         generator = Generator(10)
     weights = generator.draw_weights(torch.Generator().manual_seed(0))

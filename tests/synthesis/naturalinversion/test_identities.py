@@ -1,5 +1,7 @@
 """Each rewriting against the naive form, values and gradients, in float64: equal but for its rounding."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,19 +19,19 @@ from nisynth.synthesis.naturalinversion.identities import (
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid, MapSize
 
 
-def values(*shape, seed=0):
+def values(*shape: Any, seed: int = 0) -> Any:
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_()
 
 
-def conv(*sizes, **options):
+def conv(*sizes: Any, **options: Any) -> Any:
     layer = nn.Conv2d(*sizes, **options).double()
     for i, parameter in enumerate(layer.parameters()):
         parameter.data = values(*parameter.shape, seed=10 + i).detach()
     return layer
 
 
-def assert_same_function(naive, rewritten, inputs):
+def assert_same_function(naive: Any, rewritten: Any, inputs: Any) -> None:
     """Compares values, and the gradients of a random projection of them, to all `inputs`."""
     expected, actual = naive(), rewritten()
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-10)
@@ -42,14 +44,14 @@ def assert_same_function(naive, rewritten, inputs):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("side", "target"), [(4, 4), (4, 8), (3, 12), (8, 15), (5, 8), (1, 2)])
-def test_nearest_upsampling(side, target, layout):
+def test_nearest_upsampling(side: int, target: int, layout: torch.memory_format) -> None:
     x = values(2, 3, side, side).detach().contiguous(memory_format=layout).requires_grad_()
     assert_same_function(
         lambda: F.interpolate(x, size=(target, target), mode="nearest"), lambda: upsample(x, target), [x]
     )
 
 
-def test_the_backward_of_upsampling_is_the_sum_over_each_block():
+def test_the_backward_of_upsampling_is_the_sum_over_each_block() -> None:
     x = values(1, 1, 2, 2)
     above = torch.arange(16.0, dtype=torch.float64).view(1, 1, 4, 4)
     (gradient,) = torch.autograd.grad((upsample(x, 4) * above).sum(), [x])
@@ -57,7 +59,7 @@ def test_the_backward_of_upsampling_is_the_sum_over_each_block():
 
 
 @pytest.mark.parametrize(("side", "target"), [(1, 2), (4, 8), (5, 10), (4, 4), (8, 15), (2, 6)])
-def test_convolution_after_upsampling(side, target):
+def test_convolution_after_upsampling(side: int, target: int) -> None:
     x, layer = values(2, 3, side, side), conv(3, 5, 3, padding=1)
     assert_same_function(
         lambda: layer(F.interpolate(x, size=(target, target), mode="nearest")),
@@ -66,7 +68,7 @@ def test_convolution_after_upsampling(side, target):
     )
 
 
-def test_two_convolutions_in_one():
+def test_two_convolutions_in_one() -> None:
     x, conv3, conv1 = values(2, 4, 5, 5), conv(4, 4, 3, padding=1), conv(4, 3, 1)
     assert_same_function(
         lambda: conv1(conv3(x)),
@@ -76,7 +78,7 @@ def test_two_convolutions_in_one():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_maps_keep_their_layout(layout):
+def test_maps_keep_their_layout(layout: torch.memory_format) -> None:
     """A change of it is a pass over the map that no operation asked for."""
     x, layer = values(2, 4, 4, 4).detach().contiguous(memory_format=layout), conv(4, 6, 3, padding=1)
     for out in (upsample(x, 8), upsampled_conv3(x, layer, 8), upsampled_conv3(x, layer, 4), layer(x)):
@@ -94,7 +96,7 @@ def test_maps_keep_their_layout(layout):
 
 
 @pytest.mark.parametrize("head", ["tanh", "sum"])
-def test_the_head(head):
+def test_the_head(head: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pyramid = FeatureTransferPyramid([MapSize(3, 8)], 8, head).double()
@@ -105,14 +107,14 @@ def test_the_head(head):
     )
 
 
-def test_the_composition_is_float32_whatever_surrounds_it():
+def test_the_composition_is_float32_whatever_surrounds_it() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         weight, bias = composed(nn.Conv2d(4, 3, 1), nn.Conv2d(4, 4, 3, padding=1))
     assert (weight.dtype, bias.dtype) == (torch.float32, torch.float32)
 
 
 @pytest.mark.parametrize("image_px", [8, 16, 30, 32])
-def test_the_generator(image_px):
+def test_the_generator(image_px: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         generator = Generator(3, image_px, latent_dim=6).double()
@@ -125,7 +127,7 @@ def test_the_generator(image_px):
 @pytest.mark.parametrize(
     ("sides", "image_px"), [((32, 16, 8, 4), 32), ((16, 8), 32), ((15, 8, 4), 15), ((8,), 8)]
 )
-def test_the_pyramid(sides, image_px):
+def test_the_pyramid(sides: tuple[int, ...], image_px: int) -> None:
     taps = [MapSize(3 + 2 * i, side) for i, side in enumerate(sides)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -9,23 +9,25 @@ import ast
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.inversion.jitter import apply_jitter
 from nisynth.synthesis.inversion.objective import image_terms, losses
-from nisynth.teachers import load_teacher
+from nisynth.teachers import Teacher, load_teacher
 from tests.engines import drawn
+from tests.synthesis.conftest import MakeTask
 
 BATCH_SIZE = 4
 CONFIG = NaturalInversionConfig(rescale_priors=False)
 
 
 @pytest.fixture(scope="module")
-def published():
+def published() -> Any:
     folder = os.environ.get("NISYNTH_PUBLISHED_CODE")
     if folder is None:
         pytest.skip("NISYNTH_PUBLISHED_CODE does not name a checkout of the published code")
@@ -33,25 +35,25 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def teacher(shared):
+def teacher(shared: Any) -> Any:
     return load_teacher(arch="resnet34", weights=str(shared / "teachers/cifar10_resnet34.safetensors"))
 
 
 @pytest.fixture(scope="module")
-def published_teacher(published, teacher):
+def published_teacher(published: Any, teacher: Teacher) -> Any:
     network = module(published, "resnet").ResNet34()
     network.load_state_dict(teacher.network.state_dict())
     return network.eval()
 
 
-def module(folder, name):
+def module(folder: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"published_{name}", folder / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
 
 
-def script_part(folder, wanted, names):
+def script_part(folder: Path, wanted: Any, names: Any) -> Any:
     """Runs the statements of the published script that `wanted` picks, with `names` as globals."""
     tree = ast.parse((folder / "NaturalInversion.py").read_text())
     picked = ast.Module([node for node in ast.walk(tree) if wanted(node)], type_ignores=[])
@@ -59,13 +61,15 @@ def script_part(folder, wanted, names):
     return names
 
 
-def copy_parameters(source, target):
+def copy_parameters(source: Any, target: Any) -> None:
     with torch.no_grad():
         for a, b in zip(source, target, strict=True):
             b.copy_(a)
 
 
-def published_image(published, published_teacher, parts, z, y, jitter):
+def published_image(
+    published: Any, published_teacher: Teacher, parts: Any, z: Tensor, y: Tensor, jitter: Any
+) -> Any:
     """The steps of the published loop, by its own modules."""
     network = module(published, "network")
     generator, decoder = network.Generator(8, 1034, 3), network.Feature_Decoder()
@@ -88,13 +92,15 @@ def published_image(published, published_teacher, parts, z, y, jitter):
     return image * parts.scaling.alpha
 
 
-def jittered(image, jitter):
+def jittered(image: Any, jitter: Any) -> Any:
     down, right, mirrored = jitter.tolist()
     image = torch.roll(image, shifts=(down, right), dims=(2, 3))
     return torch.flip(image, dims=(3,)) if mirrored else image
 
 
-def test_same_image_and_same_loss_terms(published, published_teacher, teacher, make_task):
+def test_same_image_and_same_loss_terms(
+    published: Any, published_teacher: Teacher, teacher: Teacher, make_task: MakeTask
+) -> None:
     task = make_task(BATCH_SIZE, num_classes=10)
     parts, draws = drawn(task, CONFIG, teacher)
     labels = torch.from_numpy(task.labels)

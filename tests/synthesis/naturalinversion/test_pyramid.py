@@ -1,15 +1,18 @@
 """Eq. 5 and Table 7 against a literal computation, and shapes of every kind."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from nisynth.synthesis.naturalinversion.pyramid import FeatureTransferPyramid, MapSize
 
 RESNET34 = [MapSize(64, 32), MapSize(128, 16), MapSize(256, 8), MapSize(512, 4)]
 
 
-def up(x, side):
+def up(x: Tensor, side: int) -> Any:
     """Nearest upsampling of (C, h, h) by repetition."""
     factor = side // x.shape[1]
     out = np.zeros((x.shape[0], side, side))
@@ -19,14 +22,14 @@ def up(x, side):
     return out
 
 
-def w1(x, weight, bias):
+def w1(x: Tensor, weight: Tensor, bias: Any) -> Any:
     out = np.zeros((weight.shape[0], *x.shape[1:]))
     for o in range(weight.shape[0]):
         out[o] = bias[o] + sum(weight[o, c, 0, 0] * x[c] for c in range(x.shape[0]))
     return out
 
 
-def w3(x, weight, bias):
+def w3(x: Tensor, weight: Tensor, bias: Any) -> Any:
     side = x.shape[1]
     out = np.zeros((weight.shape[0], side, side))
     for o in range(weight.shape[0]):
@@ -43,7 +46,7 @@ def w3(x, weight, bias):
 
 
 @pytest.mark.parametrize("image_px", [4, 8])
-def test_three_blocks_by_hand(image_px):
+def test_three_blocks_by_hand(image_px: int) -> None:
     """With f_1 as large as the image, and with f_1 smaller: then the last block upsamples."""
     pyramid = FeatureTransferPyramid([MapSize(2, 4), MapSize(3, 2), MapSize(5, 1)], image_px)
     shapes = [(3, 5, 1, 1), (3, 3, 3, 3), (2, 3, 1, 1), (2, 2, 3, 3), (3, 2, 1, 1)]
@@ -64,7 +67,7 @@ def test_three_blocks_by_hand(image_px):
     assert np.allclose(pyramid(features)[0].detach().numpy(), m3, atol=1e-5)
 
 
-def test_the_head_is_tanh_of_a_1x1_convolution_or_the_bare_sum():
+def test_the_head_is_tanh_of_a_1x1_convolution_or_the_bare_sum() -> None:
     x_hat, m_l = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     taps = [MapSize(2, 4)]
     pyramid = FeatureTransferPyramid(taps, 4, head="tanh")
@@ -76,7 +79,7 @@ def test_the_head_is_tanh_of_a_1x1_convolution_or_the_bare_sum():
     assert torch.equal(FeatureTransferPyramid(taps, 4, head="sum").join(x_hat, m_l), m_l + x_hat)
 
 
-def test_parameter_count_for_resnet34_taps():
+def test_parameter_count_for_resnet34_taps() -> None:
     pyramid = FeatureTransferPyramid(RESNET34)
     assert sum(p.numel() for p in pyramid.parameters()) == 947_279
 
@@ -91,12 +94,12 @@ def test_parameter_count_for_resnet34_taps():
         ([MapSize(4, 8), MapSize(6, 8)], 8),
     ],
 )
-def test_any_widths_sides_and_number_of_taps(taps, image_px):
+def test_any_widths_sides_and_number_of_taps(taps: Any, image_px: int) -> None:
     features = [torch.randn(2, tap.channels, tap.side_px, tap.side_px) for tap in taps]
     assert FeatureTransferPyramid(taps, image_px)(features).shape == (2, 3, image_px, image_px)
 
 
-def test_initial_weights_cover_every_parameter_within_the_default_bounds():
+def test_initial_weights_cover_every_parameter_within_the_default_bounds() -> None:
     pyramid = FeatureTransferPyramid(RESNET34)
     weights = pyramid.draw_weights(torch.Generator().manual_seed(0))
     assert list(weights) == [name for name, _ in pyramid.named_parameters()]

@@ -1,11 +1,14 @@
 """The published experiments' teachers run, with the parameter counts of the paper's parts."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from nisynth.synthesis import EngineConfig, NaturalInversionConfig, make_synthesizer
 from nisynth.teachers import load_teacher
 from tests.engines import inversion_of
+from tests.synthesis.conftest import MakeTask
 
 
 @pytest.mark.parametrize(
@@ -16,7 +19,9 @@ from tests.engines import inversion_of
         ("resnet34", "cifar100_resnet34", 100, 9_439_747 + 947_279),
     ],
 )
-def test_a_few_iterations(shared, make_task, arch, file, num_classes, parameters):
+def test_a_few_iterations(
+    shared: Any, make_task: MakeTask, arch: str, file: str, num_classes: int, parameters: Any
+) -> None:
     teacher = load_teacher(arch=arch, weights=str(shared / "teachers" / f"{file}.safetensors"))
     config = NaturalInversionConfig(iterations=2)
     renderer = inversion_of(config, teacher).blank_model(32, torch.device("meta"))
