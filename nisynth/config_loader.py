@@ -1,8 +1,8 @@
 """YAML, a mapping or a shipped config's name, with `a.b=c` overrides, becomes a frozen, validated dataclass.
 
 It knows no config's fields: each part keeps its own Config, a frozen standard-library dataclass, beside its
-owner, and pydantic checks the types here alone. Precedence: defaults < preset < file < overrides. Unknown keys are
-errors with the nearest valid name.
+owner, and pydantic checks the types here alone. Precedence: defaults < preset < file < overrides. Unknown
+keys are errors with the nearest valid name.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,7 +32,7 @@ class Work:
     def file(self) -> Path:
         return self.folder / "config.yaml"
 
-    def write(self, **sections: dict[str, object]) -> "Work":
+    def write(self, **sections: dict[str, Any]) -> "Work":
         teacher = {"arch": "gated_net:GatedNet", "kwargs": {"gate": str(self.folder / "gate")}}
         resolved = tiny_config(self.folder, run={"num_images": 4 * TASKS}, **sections).to_dict()
         resolved["teacher"] |= teacher

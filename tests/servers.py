@@ -235,8 +235,8 @@ def free_ports(count: int) -> list[int]:
     return list(ports)
 
 
-def _identities() -> dict[str, object]:
-    def identity(name: str, access_key: str, secret_key: str, actions: list[str]) -> dict[str, object]:
+def _identities() -> dict[str, Any]:
+    def identity(name: str, access_key: str, secret_key: str, actions: list[str]) -> dict[str, Any]:
         return {
             "name": name,
             "credentials": [{"accessKey": access_key, "secretKey": secret_key}],

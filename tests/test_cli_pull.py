@@ -11,7 +11,8 @@ import pytest
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.storage import open_store
-from tests.test_cli import nisynth, says
+from tests.command_line import nisynth
+from tests.test_cli import says
 from tests.tiny import commit_all, fake_commit, keys, tiny_plan
 
 EVIL = "boom \x1b[2J\x07\x9b31m\u202e:smile: [red]"

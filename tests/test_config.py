@@ -204,7 +204,8 @@ def test_whole_numbers(value: str, number: int) -> None:
     ("value", "number"), [("1e-3", 1e-3), (".5", 0.5), ("2.", 2.0), ("1", 1.0), ("1.5e+2", 150.0)]
 )
 def test_numbers(value: str, number: float) -> None:
-    assert load_config({"teacher": TEACHER}, [f"method.tv_weight={value}"]).method.tv_weight == number
+    method: Any = load_config({"teacher": TEACHER}, [f"method.tv_weight={value}"]).method
+    assert method.tv_weight == number
 
 
 def test_an_alias_is_still_a_way_to_say_a_thing_once(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from nisynth.device import deterministic
 
 
 def settings() -> Any:
+    backends: Any = torch.backends  # as mypy sees neither of these modules' members
+    memory: Any = torch.utils.deterministic
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cuda.matmul.fp32_precision,
-        torch.backends.cudnn.conv.fp32_precision,
-        torch.backends.cudnn.benchmark,
-        torch.utils.deterministic.fill_uninitialized_memory,
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.benchmark,
+        memory.fill_uninitialized_memory,
     )
 
 

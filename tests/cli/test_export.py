@@ -14,8 +14,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from nisynth.commits import Run
 from nisynth.consumers.export import FORMATS, JOURNAL
 from nisynth.reader import open_dataset
+from tests.command_line import nisynth
 from tests.reader.runs import NUM_IMAGES, make_run
-from tests.test_cli import nisynth, says
+from tests.test_cli import says
 
 SHARDS = 13
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -168,7 +169,7 @@ def test_keys_of_others_are_ignored(store: Store, plan: Plan) -> None:
         ({"curve": [{"iteration": 1, "total": "\x1b[2J"}]}, "curve, timings_s"),
     ],
 )
-def test_a_damaged_commit_is_named(store: Store, plan: Plan, change: dict[str, object], message: str) -> None:
+def test_a_damaged_commit_is_named(store: Store, plan: Plan, change: dict[str, Any], message: str) -> None:
     run = Run.join(store, plan)
     document = json.loads(fake_commit(run, 0, str(uuid4())).to_json()) | change
     store.create(commit_key(plan.fp12, 0), json.dumps(document).encode())

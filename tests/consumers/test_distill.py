@@ -22,9 +22,9 @@ from nisynth.cli import execute
 from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.config_loader import load_as, shipped_configs
-from nisynth.consumers import distill as module
 from nisynth.consumers.distill import DistillConfig, LossConfig, distill, distillation_loss
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
+from nisynth.consumers.student import read_test_set
 from nisynth.errors import ConfigError
 from nisynth.reader import open_dataset
 from nisynth.storage import open_store
@@ -196,7 +196,7 @@ def test_the_stored_student_opens_as_a_teacher_of_the_same_accuracy(world: Path,
     student = load_teacher(arch="tests.tiny:TinyNet", weights=str(tmp_path / "student.safetensors"))
     assert student.classes == ("0", "1", "2", "3")
     assert student.normalization == open_dataset(str(world / "run")).normalization
-    real = module.read_test_set(config(world, tmp_path), open_dataset(str(world / "run")))
+    real = read_test_set(config(world, tmp_path), open_dataset(str(world / "run")))
     assert real is not None
     assert student.accuracy(real.pixels, real.labels) == report.test_accuracy
 

@@ -4,6 +4,7 @@ import types
 from typing import Any
 
 import pytest
+import ray
 
 from nisynth import __version__
 from nisynth.errors import TeacherError
@@ -22,7 +23,7 @@ def test_a_worker_that_was_given_no_gpu_computes_on_the_cpu(
         raise TeacherError("enough")
 
     context = types.SimpleNamespace(get_node_id=lambda: "a1", get_accelerator_ids=lambda: {"GPU": gpus})
-    monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(actors, "Worker", worker)
     monkeypatch.setattr(actors, "load_config", lambda config: config)
     assert isinstance(actors.Actor(0).start(__version__, {}, "f", "s3://b/run"), TeacherError)

@@ -68,8 +68,9 @@ def values(name: str, **method: Any) -> dict[str, Any]:
 def test_the_list_shows_every_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["methods"]) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
-    for name, row in {**METHODS, **FITS}.items():
-        assert rows[name][1] == f"{row.cost:.2g}"
+    costs = {name: row.cost for name, row in METHODS.items()} | {name: row.cost for name, row in FITS.items()}
+    for name, cost in costs.items():
+        assert rows[name][1] == f"{cost:.2g}"
 
 
 @pytest.mark.slow

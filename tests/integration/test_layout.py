@@ -17,7 +17,7 @@ from nisynth import open_dataset, pull, status, verify
 from nisynth.commits import Run
 from nisynth.commits.card import LOADER_KEY
 from nisynth.commits.seal import CARD_KEY, MANIFEST_KEY, OLD_MANIFEST_KEY
-from nisynth.execution import ExecutionConfig
+from nisynth.config import ExecutionConfig
 from nisynth.execution.cluster import connected
 from nisynth.execution.run import run as run_all
 from nisynth.images import Normalization

@@ -46,10 +46,10 @@ STUDENT = {
 }
 
 
-def data(text: bytes) -> dict[str, object]:
+def data(text: bytes) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text.decode(), re.DOTALL)
     assert found is not None
-    document: dict[str, object] = json.loads(found[1])
+    document: dict[str, Any] = json.loads(found[1])
     return document
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import nisynth
 from nisynth.cli import execute
+from nisynth.consumers import distill
 from tests.series.recipes import SIZES, recipe, what_counts
 
 REPO = Path(__file__).resolve().parents[2]
@@ -46,8 +47,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(*words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *words], cwd=REPO, env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=REPO,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def killed(undisturbed: Path, folder: Path, seams: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
@@ -116,7 +123,6 @@ def test_a_student_of_other_last_bits_than_the_first_conductors_is_not_taken(
     from nisynth.series import conductor
 
     url, values = str(tmp_path / "series"), recipe(tmp_path)
-    distill = conductor.distill
     rival = {"of": ""}
 
     def another_was_quicker(config: Any, **options: Any) -> Any:
@@ -126,7 +132,7 @@ def test_a_student_of_other_last_bits_than_the_first_conductors_is_not_taken(
             rival["of"] = report.rivals[0]
             _change(Path(url) / "rivals/0001/student.safetensors")
             return None
-        return distill(config, **options)
+        return distill.distill(config, **options)
 
     monkeypatch.setattr(conductor, "distill", another_was_quicker)
     report = nisynth.adapt(values, url)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_map_outlives_its_file_and_takes_no_descriptor(tmp_path: Path) -> None
     assert torch.equal(found[0], shard(1)[0])
 
 
-def flip(place: int) -> "Damage":
+def flip(place: int) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[place] ^= 1
@@ -81,7 +82,6 @@ def other_shape(path: Path) -> None:
     np.save(path, np.zeros((ROWS, 3, PX, PX + 1), np.uint8))
 
 
-Damage = type(relink)
 DAMAGES = {
     "pixel": flip(200),
     "label": flip(-40),

@@ -121,7 +121,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_factory_gets_num_classes_where_it_can_take_it(elsewhere: types.ModuleType) -> None:
+def test_factory_gets_num_classes_where_it_can_take_it(elsewhere: Any) -> None:
     elsewhere.named = lambda num_classes, width: nn.Linear(width, num_classes)
     elsewhere.fixed = lambda width: nn.Linear(width, 3)
     elsewhere.anything = lambda **kwargs: nn.Linear(kwargs["width"], kwargs["num_classes"])
@@ -150,7 +150,7 @@ def test_unknown_name_gets_the_nearest_one() -> None:
     assert "package.module:factory" in message
 
 
-def test_missing_module_and_attribute(elsewhere: types.ModuleType) -> None:
+def test_missing_module_and_attribute(elsewhere: Any) -> None:
     assert "there is no module 'no_such_module'" in refusal("no_such_module:build")
     assert "there is no module 'torch.no_such_part'" in refusal("torch.no_such_part:build")
     elsewhere.build_net = nn.Identity
@@ -171,7 +171,7 @@ def test_module_that_fails_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "importing 'broken' failed: RuntimeError: first line" in refusal("broken:build")
 
 
-def test_arguments_and_results_that_do_not_fit(elsewhere: types.ModuleType) -> None:
+def test_arguments_and_results_that_do_not_fit(elsewhere: Any) -> None:
     assert "no argument 'depth' in kwargs; it takes num_classes" in refusal("resnet20", depth=3)
     elsewhere.build = lambda width: nn.Linear(width, 3)
     assert "TypeError" in refusal("elsewhere:build")

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -120,7 +121,7 @@ def test_every_wrapping_gives_the_same_teacher(wrapping: str, state: State, tmp_
     ],
 )
 def test_what_was_left_out_is_noted(
-    make: Callable[[State], dict[str, object]], note: str | None, state: State, tmp_path: Path
+    make: Callable[[State], dict[str, Any]], note: str | None, state: State, tmp_path: Path
 ) -> None:
     (tmp_path / "weights.pt").write_bytes(torch_bytes(make(state)))
     notes = load(tmp_path / "weights.pt").notes
@@ -188,8 +189,8 @@ def test_code_in_a_pickle_never_runs(dump: Callable[[object], bytes], tmp_path: 
     assert (tmp_path / "ran").exists()  # the trap works
 
 
-def holding_itself() -> dict[str, object]:
-    content: dict[str, object] = {}
+def holding_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {}
     content["model"] = content
     return content
 

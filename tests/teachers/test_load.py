@@ -7,6 +7,7 @@ import types
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -40,7 +41,7 @@ class ThreeStages(nn.Module):
 
 @pytest.fixture(autouse=True)
 def homemade(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("homemade")
+    module: Any = types.ModuleType("homemade")
     module.build = ThreeStages
     module.ten_logits = lambda: ThreeStages(10)
     monkeypatch.setitem(sys.modules, "homemade", module)
@@ -207,7 +208,7 @@ def test_class_count_comes_from_names_or_dataset(tmp_path: Path) -> None:
     ],
 )
 def test_fields_that_cannot_be_used(
-    changes: dict[str, str | None], fields: dict[str, object], message: str, tmp_path: Path
+    changes: dict[str, str | None], fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = tagged(tmp_path, **changes)
     with pytest.raises(ConfigError) as caught:
@@ -292,7 +293,7 @@ def test_a_network_in_memory_is_copied_and_frozen() -> None:
         ({"weights": "w.pt"}, "weights: a network in memory has its own"),
     ],
 )
-def test_a_network_in_memory_still_needs_to_be_described(fields: dict[str, object], message: str) -> None:
+def test_a_network_in_memory_still_needs_to_be_described(fields: dict[str, Any], message: str) -> None:
     half = (0.5, 0.5, 0.5)
     with pytest.raises(ConfigError, match=message):
         load_teacher(
@@ -322,7 +323,7 @@ def test_models_of_torchvision_by_name(tmp_path: Path) -> None:
 
 
 def test_models_of_timm_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    timm = types.ModuleType("timm")
+    timm: Any = types.ModuleType("timm")
     timm.list_models = lambda: ["three_stages"]
     timm.create_model = lambda name, num_classes, **kwargs: ThreeStages(num_classes, **kwargs)
     monkeypatch.setitem(sys.modules, "timm", timm)
@@ -356,7 +357,7 @@ def test_lazy_layers_get_their_shapes(tmp_path: Path) -> None:
     network = Lazy(6)
     network(torch.zeros(2, 3, 16, 16))
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    sys.modules["homemade"].lazy = Lazy
+    setattr(sys.modules["homemade"], "lazy", Lazy)  # noqa: B010
     teacher = of_file(tmp_path / "weights.pt", "homemade:lazy")
     torch.testing.assert_close(
         teacher.logits(torch.ones(1, 3, 16, 16)), network.eval()(torch.ones(1, 3, 16, 16))
@@ -383,7 +384,7 @@ def exiting(num_classes: int) -> nn.Module:
 def test_factories_that_give_no_network(
     factory: object, kind: type[NisynthError], message: str, tmp_path: Path
 ) -> None:
-    sys.modules["homemade"].odd = factory
+    setattr(sys.modules["homemade"], "odd", factory)  # noqa: B010
     torch.save(ThreeStages(6).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(kind) as caught:
         of_file(tmp_path / "weights.pt", "homemade:odd")
@@ -397,7 +398,7 @@ def test_a_factory_cannot_change_what_is_global(tmp_path: Path, capsys: pytest.C
         torch.set_default_dtype(torch.float64)
         return ThreeStages(num_classes)
 
-    sys.modules["homemade"].changing = changing
+    setattr(sys.modules["homemade"], "changing", changing)  # noqa: B010
     torch.save(ThreeStages(6).state_dict(), tmp_path / "weights.pt")
     teacher = of_file(tmp_path / "weights.pt", "homemade:changing")
     assert torch.is_grad_enabled()

@@ -1,6 +1,7 @@
 """What a Teacher shows of its network: logits, taps, BatchNorm inputs, and no trace of having looked."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -302,9 +303,7 @@ def without_statistics() -> nn.Module:
         ),
     ],
 )
-def test_networks_that_cannot_be_inverted(
-    network: nn.Module, fields: dict[str, object], message: str
-) -> None:
+def test_networks_that_cannot_be_inverted(network: nn.Module, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(TeacherError) as caught:
         teacher_of(network(), **fields)
     assert message in str(caught.value)

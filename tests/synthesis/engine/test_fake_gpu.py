@@ -59,7 +59,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, make_task: MakeTask, precision: str, **options: Any) -> Any:
+def begun(monkeypatch: pytest.MonkeyPatch, make_task: MakeTask, precision: Arithmetic, **options: Any) -> Any:
     """An Inversion of the shipped teacher on the fake GPU, at a task's start."""
     config = NaturalInversionConfig(iterations=3, latent_dim=16, **options)
     task = make_task(8, num_classes=10)
@@ -101,7 +101,7 @@ def test_a_step_never_asks_the_gpu_for_a_number(
     monkeypatch: pytest.MonkeyPatch,
     fake_gpu: Any,
     make_task: MakeTask,
-    precision: str,
+    precision: Arithmetic,
     options: dict[str, Any],
 ) -> None:
     inversion = begun(monkeypatch, make_task, precision, **options)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -345,10 +345,10 @@ def test_graphs_are_compared_in_float32_whatever_the_engine_computes_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on a GPU: between a folded BatchNorm and a separate one, TF32's rounding alone differs by 2e-3."""
-    convolve = nn.Conv2d._conv_forward
+    convolve, backends = nn.Conv2d._conv_forward, cast(Any, torch.backends)
 
     def forward(self: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
-        if torch.backends.cudnn.conv.fp32_precision != "tf32":
+        if backends.cudnn.conv.fp32_precision != "tf32":
             return convolve(self, x, weight, bias)
         return rounded_to_tf32(functools.partial(convolve, self), x, weight, bias)
 

@@ -59,7 +59,7 @@ def test_a_gpu_is_asked_by_its_compute_capability(
 
 def test_settings_are_as_they_were_after_the_arithmetic() -> None:
     def settings() -> Any:
-        b = torch.backends
+        b: Any = torch.backends
         return (
             *(s.fp32_precision for s in (b.cudnn.conv, b.mkldnn.conv, b.cuda.matmul, b.mkldnn.matmul)),
             b.cudnn.benchmark,

@@ -68,7 +68,7 @@ def copy_parameters(source: Any, target: Any) -> None:
 
 
 def published_image(
-    published: Any, published_teacher: Teacher, parts: Any, z: Tensor, y: Tensor, jitter: Any
+    published: Any, published_teacher: nn.Module, parts: Any, z: Tensor, y: Tensor, jitter: Any
 ) -> Any:
     """The steps of the published loop, by its own modules."""
     network = module(published, "network")
@@ -99,7 +99,7 @@ def jittered(image: Any, jitter: Any) -> Any:
 
 
 def test_same_image_and_same_loss_terms(
-    published: Any, published_teacher: Teacher, teacher: Teacher, make_task: MakeTask
+    published: Any, published_teacher: nn.Module, teacher: Teacher, make_task: MakeTask
 ) -> None:
     task = make_task(BATCH_SIZE, num_classes=10)
     parts, draws = drawn(task, CONFIG, teacher)
