@@ -8,7 +8,7 @@ apart by colour-blind readers too.
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def loss_terms(curve: Sequence[Mapping[str, float]], title: str) -> bytes:
 
     curve: what a commit holds, one record per logged iteration, `iteration` and any number of terms.
     """
-    names = dict.fromkeys(name for record in curve for name in record if name != "iteration")
+    names = in_order(name for record in curve for name in record if name != "iteration")
     curves = [_column(curve, name, TERM_NAMES.get(name, name), x="iteration") for name in names]
     return draw(title, "iteration", [Panel("loss term", curves, log=True)])
 
@@ -131,6 +131,12 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         # Below the axes, where it can cover no curve; a legend wider than they are would shrink them.
         columns = 3 if max(len(curve.label) for curve in panel.curves) <= 14 else 2
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
+
+
+def in_order(terms: Iterable[str]) -> list[str]:
+    """Returns each loss term once, in the order of `TERM_NAMES`."""
+    found = list(dict.fromkeys(terms))
+    return sorted(found, key=[*TERM_NAMES, *found].index)
 
 
 def scale_by_decades(axes: Axes, low: float, high: float) -> None:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"committed": "#0072B2", "done twice": "#E69F00", "lost": "#D55E00"}
 """Of Okabe and Ito, which people with any colour vision tell apart."""
@@ -33,6 +34,8 @@ def gantt(bars: Sequence[Stretch], title: str) -> bytes:
     axes = figure.subplots()
     for kind, colour in COLOURS.items():
         of_kind = [bar for bar in bars if bar.kind == kind]
+        if not of_kind:
+            continue
         axes.barh(
             [bar.slot for bar in of_kind],
             [bar.end_s - bar.begin_s for bar in of_kind],
@@ -43,7 +46,11 @@ def gantt(bars: Sequence[Stretch], title: str) -> bytes:
             linewidth=0,
         )
     axes.set(xlabel="seconds since the start", ylabel="worker", title=title, ylim=(slots - 0.5, -0.5))
-    axes.legend(loc="lower right")
+    axes.set_xlim(left=0.0)
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    if bars:
+        figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False, fontsize=9)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=150)
     return sink.getvalue()

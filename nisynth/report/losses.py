@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nisynth.report.curves import TERM_NAMES
+from nisynth.report.curves import in_order
 
 MOST_POINTS = 100
 Array = npt.NDArray[np.float64]
@@ -43,8 +43,7 @@ def loss_bands(curves: Iterable[LossCurve]) -> dict[str, Band]:
             points = [(record["iteration"], record[term]) for record in records if term in record]
             found = np.array(points, dtype=np.float64)
             by_term.setdefault(term, []).append((found[:, 0], found[:, 1]))
-    order = [*TERM_NAMES, *by_term]
-    return {term: _band(by_term[term]) for term in sorted(by_term, key=order.index)}
+    return {term: _band(by_term[term]) for term in in_order(by_term)}
 
 
 def _band(curves: list[tuple[Array, Array]]) -> Band:

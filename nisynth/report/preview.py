@@ -10,6 +10,7 @@ from nisynth.commits import Run
 from nisynth.commits.rejected import read_rejected
 from nisynth.errors import ConfigError, DataError, IncompleteRun
 from nisynth.report.contact_sheet import contact_sheet
+from nisynth.report.facts import public_name
 from nisynth.report.pictures import write_png
 
 MAX_SHARDS = 16
@@ -49,6 +50,8 @@ def draw_task(run: Run, output: str, task: int, rows: int) -> int:
 def draw_methods(runs: Sequence[Run], output: str) -> int:
     """Draws an image of every class for each run, a run a row under its method's name (Figure 2).
 
+    Runs of one method have the last part of their URL beside it.
+
     Returns how many images it drew. Raises ConfigError for runs of other classes or image sizes, and as
     `draw_preview` does.
     """
@@ -67,7 +70,11 @@ def draw_methods(runs: Sequence[Run], output: str) -> int:
         by_class = dict(zip(found_labels.tolist(), found, strict=True))
         pixels += [by_class.get(label, blank) for label in range(first.num_classes)]
         labels += range(first.num_classes)
-    names = [str(run.plan.identity["method"]["name"]) for run in runs]
+    methods = [str(run.plan.identity["method"]["name"]) for run in runs]
+    names = [
+        method if methods.count(method) == 1 else f"{method}, {public_name(run.store.url).rpartition('/')[2]}"
+        for method, run in zip(methods, runs, strict=True)
+    ]
     sheet = contact_sheet(
         torch.stack(pixels), torch.tensor(labels), first.classes, rows=len(runs), row_names=names
     )

@@ -259,10 +259,10 @@ def provenance(facts: RunFacts, content_sha256: str) -> dict[str, Any]:
 
 
 def quality_section(quality: Quality | None) -> dict[str, Any] | None:
-    """Returns the quality as plain data, without paths of the machine that measured it."""
+    """Returns the quality as plain data of five digits, without paths of the machine that measured it."""
     if quality is None:
         return None
-    found = asdict(quality)
+    found: dict[str, Any] = _shortened(asdict(quality))
     for name in ("synthetic", "real"):
         if found[name] is not None:
             found[name] = public_name(found[name])
@@ -285,6 +285,15 @@ def flattened(document: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
+
+
+def _shortened(document: Any) -> Any:
+    """Returns plain data whose numbers have five digits: a thousand classes have thirteen thousand."""
+    if isinstance(document, float):
+        return _short(document)
+    if isinstance(document, dict):
+        return {name: _shortened(value) for name, value in document.items()}
+    return [_shortened(value) for value in document] if isinstance(document, (list, tuple)) else document
 
 
 def _rounded(values: Any) -> list[float]:

@@ -9,11 +9,23 @@ import torch
 from PIL import Image
 
 from nisynth.commits.logs import Failed, TaskLog
+from nisynth.evaluation.figures import Figure
+from nisynth.evaluation.pixels import PixelStatistics
+from nisynth.evaluation.quality import (
+    PRECISION_MISLEADS,
+    ClassQuality,
+    Copies,
+    Pair,
+    Quality,
+    Recognition,
+)
+from nisynth.evaluation.scores import Calibration
 from nisynth.report.facts import RunFacts, TaskFacts
 from nisynth.report.inline import Pictures
 from nisynth.report.losses import loss_bands
 from nisynth.report.page import RunPage
 
+LAYERS = ("tap1", "tap2", "tap3", "tap4", "pool", "hidden", "logits")
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 
 
@@ -71,6 +83,41 @@ def pictures(num_classes: int, per_class: int = 10, side_px: int = 32) -> Pictur
     shape = (num_classes * per_class, 3, side_px, side_px)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
     return Pictures(pixels, torch.arange(num_classes).repeat_interleave(per_class))
+
+
+def quality(num_classes: int) -> Quality:
+    """Returns a quality in which nothing is missing, with figures of as many digits as there can be."""
+    names = [("fd", None), ("fd_mean_term", None), ("kid_x1000", None), ("c_t", None)]
+    names += [(name, k) for name in ("precision", "recall", "density", "coverage") for k in (3, 5)]
+    figures = [
+        Figure(name, layer, 1 / 3, 10_000, 5_000, k, 1 / 7, 1 / 11) for layer in LAYERS for name, k in names
+    ]
+    seen = Recognition("vgg11 (cifar10_vgg11.safetensors)", *(Calibration(1 / 3, 1 / 7, 1 / 11),) * 2)
+    pixels = PixelStatistics((127.1,) * 3, (63.2,) * 3, (0.01,) * 3, 16.5, 3)
+    return Quality(
+        synthetic="s3://bucket/run",
+        synthetic_split="run ababababab",
+        num_images=256_000,
+        embedding="vgg11 (cifar10_vgg11.safetensors)",
+        embedding_sha256="cd" * 32,
+        resize="none",
+        independent=True,
+        real="/home/someone/cifar.parquet",
+        real_split="test",
+        num_real=10_000,
+        figures=tuple(figures),
+        recognition={"teacher": seen, "independent": seen},
+        agreement=1 / 3,
+        classes=tuple(
+            ClassQuality(f"class {label}", 2560, 1 / 3, 1 / 7, 100, *(1 / 11,) * 8)
+            for label in range(num_classes)
+        ),
+        copies=Copies(3, 10_000, 1 / 3, 9_000, 1 / 7, 9_500),
+        closest=tuple(Pair(number, number + 1, 1 / 3, 1 / 7, 63.4) for number in range(20)),
+        pixels=pixels,
+        real_pixels=pixels,
+        notes=(PRECISION_MISLEADS,),
+    )
 
 
 def page(num_tasks: int = 12, num_classes: int = 4, **changes: Any) -> RunPage:

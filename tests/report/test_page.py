@@ -1,5 +1,6 @@
 """The page as bytes: the same each time, within its size, with nothing in it that could get out."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nisynth.commits import Run
 from nisynth.commits.records import commit_key, shard_key
@@ -21,7 +24,7 @@ from nisynth.report.sections import losses
 from nisynth.report.training_page import render_training
 from nisynth.storage import open_store
 from tests.command_line import nisynth
-from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures, real_folder
+from tests.report.pages import HOSTILE, facts, hostile_page, page, pictures, quality, real_folder
 from tests.tiny import commit_all, fake_commit, tiny_plan
 
 STUDENT = {
@@ -53,13 +56,29 @@ def data(text: bytes) -> dict[str, Any]:
     return document
 
 
+def webp() -> bytes:
+    """Returns a picture of noise of about the 150 kB that a map may have."""
+    noise = np.random.default_rng(0).integers(0, 256, (450, 450, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(noise).save(sink, "WEBP", quality=75)
+    assert 90_000 < sink.tell() < 150_000
+    return sink.getvalue()
+
+
 def begin(tmp_path: Path) -> Run:
     return Run.join(open_store(str(tmp_path / "run")), tiny_plan(tmp_path))
 
 
 @pytest.mark.parametrize(("num_tasks", "num_classes"), [(1000, 100), (10_000, 100), (1000, 1000)])
 def test_large_runs_stay_within_two_megabytes(num_tasks: int, num_classes: int) -> None:
-    text = page(num_tasks, num_classes).render()
+    images = pictures(num_classes)
+    assert images.pixels is not None
+    pairs = [(image, image) for image in images.pixels[:20]]
+    whole = replace(images, pairs=pairs, map=webp(), map_points=1000, map_accuracy=0.7)
+    full = replace(
+        page(num_tasks, num_classes), pictures=whole, quality=quality(num_classes), student=STUDENT
+    )
+    text = full.render()
     assert len(text) <= MOST_BYTES
     assert text.count(b"data:image/webp") >= 50
     document = data(text)
@@ -87,7 +106,8 @@ def test_two_renders_are_equal_in_bytes(tmp_path: Path) -> None:
     commit_all(run)
     url = str(tmp_path / "run")
     assert build_page(url, Yardstick()) == build_page(url, Yardstick())
-    assert page().render() == page().render()
+    measured = replace(page(), quality=quality(4))
+    assert measured.render() == measured.render()
 
 
 def test_nothing_hostile_is_anything_but_text() -> None:
