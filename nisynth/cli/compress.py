@@ -157,12 +157,12 @@ def _load(source: str | dict[str, Any], overrides: list[str]) -> "Teacher":
 def _of_its_student(student: Any) -> str:
     """Returns what to write in the place of a student's config, which may name a teacher too."""
     student = student if isinstance(student, dict) else {}
-    kwargs = student.get("kwargs") or {}
-    words = [f"--arch {student.get('arch', 'ARCH')}", "--weights OUTPUT/student.safetensors"]
-    words += [f"--set teacher.kwargs.{name}={value}" for name, value in kwargs.items()]
+    arch, kwargs = student.get("arch", "ARCH"), student.get("kwargs") or {}
+    built = "".join(f" --set teacher.kwargs.{name}={value}" for name, value in kwargs.items())
     return (
-        f"trains a student; to measure it: `nisynth evaluate {' '.join(words)} --data ...`, where OUTPUT is"
-        " the folder that it was trained into; to measure its teacher, give the run's config"
+        f"trains a student; to measure it: `nisynth evaluate --arch {arch}"
+        f" --weights OUTPUT/student.safetensors{built} --data SET`, where OUTPUT is the folder that it was"
+        " trained into; to measure its teacher, give the run's config"
     )
 
 

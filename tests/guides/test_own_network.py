@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nisynth
-from tests.guides.pages import follow, write_files
+from tests.guides.pages import blocks, follow, write_files
 
 CLASSES = ("aster", "daisy", "lily", "rose", "tulip")
 COLOURS = torch.tensor([[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8], [0.8, 0.8, 0.2], [0.2, 0.8, 0.8]])
@@ -80,3 +80,12 @@ def test_from_a_network_to_a_distilled_and_a_pruned_one(
     assert "on its way" in said["probe"]
     assert "0.3" in said["prune"]
     assert accuracy(said["evaluate"]) > 100 / len(CLASSES)  # the student's; guessing is 20 %
+
+    _, code = blocks("README", "python")
+    for long, short in (("teacher, 64", "teacher, 4"), ('"iterations": 500', '"iterations": 2')):
+        assert long in code
+        code = code.replace(long, short)
+    names = {"network": network}
+    exec(code, names)
+    assert names["pixels"].shape == (4, 3, 48, 48)
+    assert names["student"].classes == CLASSES
