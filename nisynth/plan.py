@@ -209,5 +209,5 @@ class Plan:
 
 
 def is_printable(word: object) -> bool:
-    """Tells whether it is text that a terminal, a page or a card can show without being told what to do."""
+    """Returns whether it is text without control characters, safe to show in a terminal, a page or a card."""
     return isinstance(word, str) and word.isprintable()

@@ -123,7 +123,7 @@ def _compare(other: Teacher, images: LabelledImages, chosen: Tensor) -> Comparis
 
 
 def _is_run(data: str) -> bool:
-    """Tells a run's or series' URL from a test set's: a folder with a plan, or an object URL of no file."""
+    """Returns whether the URL is a run's or series': a folder with a plan, or an object URL of no file."""
     if data.startswith("hf:"):
         return False
     if "://" in data and not data.startswith("file://"):

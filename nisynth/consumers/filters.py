@@ -106,7 +106,7 @@ def _graph(network: nn.Module, input_px: int) -> Any:
 
 
 def _is_free(graph: Any, layer: nn.Conv2d) -> bool:
-    """Tells whether no other convolution or linear layer must lose the same output channels."""
+    """Returns whether no other convolution or linear layer must lose the same output channels."""
     outputs = (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
     group = graph.get_pruning_group(layer, outputs[0], idxs=list(range(layer.out_channels)))
     return {edge.target.module for edge, _ in group if edge.handler in outputs} == {layer}

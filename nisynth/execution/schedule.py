@@ -224,7 +224,7 @@ class Scheduler:
         return not slot.given_up
 
     def committed(self, tasks: Iterable[int], now_s: float) -> None:
-        """Learns that the tasks are committed in storage: whoever did it, they are done."""
+        """Learns that the tasks are committed in storage, by this driver or another: they are done."""
         for task in tasks:
             if self.ledger.settle(task, COMMITTED):
                 self._progress_s = now_s
@@ -242,7 +242,7 @@ class Scheduler:
         self.storage_failed(message)
 
     def storage_failed(self, message: str) -> None:
-        """Learns that the store failed somebody."""
+        """Learns that a request to the store failed, in a worker or in the driver."""
         self._storage_failures.append(message)
 
     def assign(self, now_s: float) -> list[Attempt]:
@@ -347,7 +347,7 @@ class Scheduler:
         return self._slots[number].storage_failures, number
 
     def _may_run(self, task: int, number: int) -> bool:
-        """Says whether a task may run in a slot: not where it failed, while a live slot is left to try."""
+        """Returns whether a task may run in a slot: not where it failed, while a live slot is left to try."""
         record = self.ledger.records.get(task)
         tried = record.slots if record else ()
         return number not in tried or self._live.issubset(tried)

@@ -60,7 +60,7 @@ def adapt(
     progress: bool | None = None,
     say: Say = logger.info,
 ) -> SeriesReport:
-    """Returns the report of a complete series; run again, it goes on where the last one ended.
+    """Returns the report of a complete series; run again, it resumes.
 
     config: an AdaptConfig, a file, a shipped config's name, or a mapping. store: the series' URL. executor,
     address, progress: as `nisynth.run` has them; on a cluster, rivals are distilled there, too. say: hears
@@ -87,7 +87,7 @@ def adapt(
 
 
 class _Conductor:
-    """A series that was looked at from all sides, and how its steps are carried out."""
+    """A validated series, ready to run, and how its steps are carried out."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Conductor:
 
 
 def _planned(config: AdaptConfig) -> SeriesPlan:
-    """Returns the plan of a series, after rival and teacher were seen to fit each other."""
+    """Returns the plan of a series whose rival fits its teacher. Raises ConfigError."""
     teacher = load_teacher(config.run.teacher)
     config.check_rival(teacher)
     for note in teacher.notes:

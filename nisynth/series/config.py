@@ -57,7 +57,7 @@ class RivalTrainConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _Learning:
-    """What a recipe has beside a run's config."""
+    """The sections that a recipe adds to a run's config."""
 
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     train: RivalTrainConfig = field(default_factory=RivalTrainConfig)
@@ -181,7 +181,9 @@ def _refuse(train: Mapping[str, Any], config: RunConfig, learning: _Learning) ->
     for name in ("epochs", "steps", "seed", "milestones", "gamma"):
         if name in train:
             cure = "run.seed decides it" if name == "seed" else "rounds.steps_per_batch says how long"
-            raise ConfigError(f"train.{name}: {train[name]!r} has no place in a series; {cure}; leave it out")
+            raise ConfigError(
+                f"train.{name}: {train[name]!r} cannot be set in a series: {cure}; leave it out"
+            )
     if learning.train.schedule != "constant":
         raise ConfigError(
             f"train.schedule: {learning.train.schedule!r}: a rival goes on from the last one; use constant"

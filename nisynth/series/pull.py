@@ -41,7 +41,7 @@ def pull_series(
     allow_partial: bool = False,
     on_checked: OnChecked | None = None,
 ) -> Pulled:
-    """Copies a series into a local folder; says what it did.
+    """Copies a series into a local folder, and returns what was done.
 
     Arguments, and what it raises, as `nisynth.commits.pull.pull` has them; DataError also for a rival that is
     not the one its round names.
@@ -75,7 +75,7 @@ def pull_series(
 
 
 def _begin_copy(root: Path, run: Series) -> Store:
-    """Returns the store of the copy, begun or taken up. Raises PlanMismatch when the folder holds more."""
+    """Returns the store of the copy, new or resumed. Raises PlanMismatch where the folder holds more."""
     store = SingleWriter(LocalStore(str(root)))
     store.list()  # refuses a file
     names = plain_entries(root, _FOLDERS, _FILES)
@@ -105,7 +105,7 @@ def _copy_rival(run: Series, copy: Store, number: int) -> None:
 
 
 def _offset(on_checked: OnChecked | None, run: Series, number: int) -> OnChecked | None:
-    """Returns what tells of a round's shards as of so many of all."""
+    """Returns a callback for one round that counts its shards among those of all rounds."""
     if on_checked is None:
         return None
     first, total = run.plan.first_tasks[number], run.plan.num_tasks

@@ -29,7 +29,7 @@ def rival_folder(number: int) -> str:
 
 
 def rival_key(number: int, sha256: str) -> str:
-    """Returns the key of the rival of a round. Raises DataError for a hash that is none."""
+    """Returns the key of the rival of a round. Raises DataError for what is not a sha256."""
     if not _SHA256.fullmatch(sha256):
         raise DataError(f"rounds/{number:04d}/plan.json: its rival's hash is {sha256[:80]!r}")
     return f"{rival_folder(number)}/{sha256}.safetensors"
@@ -94,7 +94,7 @@ def _check_source(series: Series, number: int) -> None:
     data = fetch_document(series.store, key)
     where = f"{series.store.url}/{key}"
     if data is None:
-        raise DataError(f"{where}: missing, so nobody can say what the rival of round {number} was made from")
+        raise DataError(f"{where}: missing, so what the rival of round {number} was made from is not known")
     try:
         source = json.loads(data)["identity"]["data"]
         stated = source["content_sha256"], source["fingerprint"]

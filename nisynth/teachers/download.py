@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_remote(source: str) -> bool:
-    """Tells whether weights are named by a URL that this module fetches."""
+    """Returns whether weights are named by a URL that this module fetches."""
     return source.lower().startswith(SCHEMES)
 
 

@@ -74,7 +74,7 @@ def parse(data: bytes, where: str) -> tuple[list[StateDict], dict[str, str]]:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Says whether a file begins with the length of a header of JSON, which is under 100 MB."""
+    """Returns whether a file begins with the length of a header of JSON, which is under 100 MB."""
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 100_000_000
 
 

@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._depth += step
 
     def is_map(self, shape: torch.Size, image: torch.Size) -> bool:
-        """Tells whether an output of this shape is a feature map of the images, one for each.
+        """Returns whether an output of this shape is a feature map of the images, one for each.
 
         That is where some operation read or wrote its `(C, H, W)` as channels, height and width: attention
         scores `(B, heads, tokens, tokens)` and tokens `(B, H, W, C)` are 4-D, too.
@@ -64,7 +64,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _uses_running_statistics(args: tuple[Any, ...]) -> bool:
-    """Tells it from torch's arguments: input, weight, bias, running mean and variance, often training."""
+    """Decides by torch's arguments: input, weight, bias, running mean and variance, often training."""
     training = next((value for value in args if isinstance(value, bool)), False)
     return args[0].ndim == 4 and len(args) > 4 and isinstance(args[3], Tensor) and not training
 
@@ -74,7 +74,7 @@ def _shapes(tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
 
 
 def _grows(given: Sequence[Tensor], result: Any) -> bool:
-    """Tells whether a pooling repeats values, as one to 7x7 does with a 1x1 map (VGG on small images)."""
+    """Returns whether a pooling repeats values, as one to 7x7 does with a 1x1 map (VGG on small images)."""
     after = first_tensor(result)
     return after is not None and bool(given) and after.shape[-1] > given[0].shape[-1]
 

@@ -133,7 +133,7 @@ def trace(network: nn.Module, x: Tensor) -> Trace:
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Tells whether a module normalizes by a mean and variance that it remembers, as a BatchNorm does.
+    """Returns whether a module normalizes by a mean and variance that it remembers, as a BatchNorm does.
 
     Every BatchNorm2d counts, so that one without running statistics is met with an error of its own.
     """

@@ -15,7 +15,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """Gives what makes the context of a forward pass.
+    """Gives a function that makes the context of a forward pass.
 
     `float32` is deterministic and without TF32: the reference. `bfloat16` is autocast. `auto` is bfloat16
     on a GPU that computes in it, else float32. Raises ConfigError for a GPU that does not.

@@ -372,7 +372,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"rounds": {"base": 1, "growth": 0.0}, "run": {"num_images": 10**6}},
         "rounds: base 1 and growth 0 make more than 9,999 rounds of 250,000 tasks",
     ),
-    ("epochs", {"train": {"epochs": 3}}, "train.epochs: 3 has no place in a series; rounds.steps_per_batch"),
+    ("epochs", {"train": {"epochs": 3}}, "train.epochs: 3 cannot be set in a series: rounds.steps_per_batch"),
     ("schedule", {"train": {"schedule": "cosine"}}, "train.schedule: 'cosine'.*use constant"),
     ("workers", {"rounds": {"workers": 3}}, "rounds.workers: 3 do not divide train.batch_size 8"),
     ("partial rounds", {"execution": {"max_failed_tasks": 1}}, "execution.max_failed_tasks: 1: the next"),

@@ -74,14 +74,14 @@ def fuse_activations(traced: fx.GraphModule) -> None:
 
 
 def is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Says whether a node is a ReLU, in any of torch's spellings."""
+    """Returns whether a node is a ReLU, in any of torch's spellings."""
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     return node.op in ("call_function", "call_method") and node.target in _RELU
 
 
 def is_add(node: Any) -> bool:
-    """Says whether this is a node that adds two nodes."""
+    """Returns whether this is a node that adds two nodes."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return False
     nodes = all(isinstance(arg, fx.Node) for arg in node.args)
@@ -89,7 +89,7 @@ def is_add(node: Any) -> bool:
 
 
 def _is_lone_convolution(traced: fx.GraphModule, node: Any) -> bool:
-    """Says whether this is a convolution with one reader, of a shape that cuDNN fuses.
+    """Returns whether this is a convolution with one reader, of a shape that cuDNN fuses.
 
     That is: no groups, and numbers of channels that fill the 16 bytes which its 16-bit kernels read at once.
     """

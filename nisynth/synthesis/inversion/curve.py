@@ -21,7 +21,7 @@ class LossCurve:
         self._on_step = on_step
 
     def wants(self, iteration: int) -> bool:
-        """Says whether this iteration is a point of the curve."""
+        """Returns whether this iteration is a point of the curve."""
         return iteration in (1, self._iterations) or iteration % self._log_every == 0
 
     def add(self, iteration: int, terms: Losses) -> None:

@@ -26,7 +26,7 @@ def within_memory(run: Callable[[], ImageBatch]) -> ImageBatch | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Says whether an allocator, on the device or on the host, raised this, or its cause.
+    """Returns whether an allocator, on the device or on the host, raised this, or its cause.
 
     The end of a CUDA graph's capture that ran out of memory raises an error of its own, hence the cause.
     """
