@@ -114,6 +114,15 @@ def prepare(folder: Path, real: LabelledImages) -> dict[str, Read]:
 
 def make_run(folder: Path, real: LabelledImages, png: Png) -> str:
     """Returns the URL of a sealed run whose images are real ones of the labels that its tasks ask for."""
+    run = begin_run(folder, png)
+    for _ in commit_tasks(run, real, png):
+        pass
+    seal(run)
+    return str(folder)
+
+
+def begin_run(folder: Path, png: Png) -> Run:
+    """Returns a run of which nothing is committed yet."""
     plan = plan_run(
         load_config(
             {
@@ -124,7 +133,12 @@ def make_run(folder: Path, real: LabelledImages, png: Png) -> str:
             }
         )
     )
-    run = Run.join(open_store(str(folder)), plan)
+    return Run.join(open_store(str(folder)), plan)
+
+
+def commit_tasks(run: Run, real: LabelledImages, png: Png) -> Iterator[list[int]]:
+    """Commits the tasks one by one; yields which images of the real set each has taken."""
+    plan = run.plan
     unused = {label: torch.nonzero(real.labels == label).flatten().tolist() for label in range(10)}
     for task in range(plan.num_tasks):
         chosen = [unused[label].pop() for label in plan[task].labels.tolist()]
@@ -136,8 +150,7 @@ def make_run(folder: Path, real: LabelledImages, png: Png) -> str:
         key = shard_key(plan.fp12, task, attempt, plan.format)
         digest, seed = sha256(data).hexdigest(), plan[task].seed
         run.commit(Commit(task, attempt, key, len(data), len(chosen), digest, seed, plan.fingerprint))
-    seal(run)
-    return str(folder)
+        yield chosen
 
 
 def images_per_cpu_s(name: str, read: Read) -> float:

@@ -12,7 +12,6 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Literal
 
@@ -70,7 +69,7 @@ def decode_pngs(pngs: Sequence[bytes], max_px: int) -> Uint8:
             try:
                 found[row] = _decode(png, height_px, width_px)
             except _PNG_ERRORS as error:
-                raise ValueError(f"image {row} is no RGB PNG ({one_line(error)})") from error
+                raise ValueError(f"image {row} is not an RGB PNG ({one_line(error)})") from error
     planes = np.empty((len(pngs), 3, height_px, width_px), dtype=np.uint8)
     for channel in range(3):  # twice as fast as one transposing copy
         planes[:, channel] = found[..., channel]
@@ -80,7 +79,7 @@ def decode_pngs(pngs: Sequence[bytes], max_px: int) -> Uint8:
 def _size(png: bytes, max_px: int) -> tuple[int, int]:
     """Returns (width, height) from the header alone: nothing is decoded before its size is known."""
     if len(png) < 33 or png[:8] != _SIGNATURE or png[12:16] != b"IHDR":
-        raise ValueError("an image is no PNG")
+        raise ValueError("an image is not a PNG file")
     width_px, height_px = struct.unpack(">II", png[16:24])
     if not (0 < width_px <= max_px and 0 < height_px <= max_px):
         raise ValueError(f"an image of {width_px}x{height_px} px, the largest accepted is {max_px}")
@@ -91,10 +90,16 @@ def _decode(png: bytes, height_px: int, width_px: int) -> Uint8:
     """Returns `(H, W, 3)`, the size that the header says. Raises one of `_PNG_ERRORS`."""
     if png[24:26] != _RGB8[:2]:
         raise ValueError(f"bit depth {png[24]}, colour type {png[25]}")
-    if decode_fast is not None:
-        with suppress(Exception):  # it has no narrower type for what it refuses
-            decoded: Uint8 = decode_fast(png, (height_px, width_px), "rgb")
-            return decoded
+    if decode_fast is None:
+        return _decode_by_pillow(png)
+    try:
+        decoded: Uint8 = decode_fast(png, (height_px, width_px), "rgb")
+        return decoded
+    except Exception:  # it has no narrower type for what it refuses
+        return _decode_by_pillow(png)
+
+
+def _decode_by_pillow(png: bytes) -> Uint8:
     image = PngImageFile(io.BytesIO(png))
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 

@@ -292,7 +292,7 @@ def _read_npy(name: str, member: bytes) -> npt.NDArray[Any]:
     dtype, num_dimensions = _MEMBERS[name]
     header = _NPY_HEADER.match(member)
     if header is None or header[1].decode() != dtype:
-        raise ValueError(f"{name} is no {dtype} array in npy format 1.0")
+        raise ValueError(f"{name} is not a {dtype} array in npy format 1.0")
     shape = tuple(int(size) for size in header[2].split(b",") if size.strip())
     body = memoryview(member)[header.end() :]
     size_bytes = np.dtype(dtype).itemsize

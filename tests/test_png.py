@@ -144,7 +144,7 @@ def test_a_wrong_checksum_gives_the_same_pixels_or_a_refusal(kind: Png, decoder:
     data[-13] ^= 1  # the last byte of IDAT's CRC
     found = outcome(bytes(data), max_px=8)
     if isinstance(found, str):
-        assert "image 0 is no RGB PNG" in found
+        assert "image 0 is not an RGB PNG" in found
     else:
         assert np.array_equal(found, planes(pixels))
 

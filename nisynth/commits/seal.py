@@ -162,7 +162,7 @@ def _rows(data: bytes, num_tasks: int) -> Iterator[ManifestRow]:
         for row in _read(data, num_tasks).cast(schema).to_pylist():
             yield ManifestRow(**{**row, "seed": int(row["seed"], 16)})
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
-        raise DataError(f"{MANIFEST_KEY}: is no manifest of a run ({one_line(error)})") from None
+        raise DataError(f"{MANIFEST_KEY}: is not a run's manifest ({one_line(error)})") from None
 
 
 def unseal(run: Run) -> None:

@@ -61,7 +61,7 @@ class Cursor:
         self.dataset = dataset
         self.seed, self.shuffle, self.window, self.lanes = seed, shuffle, window, lanes
         self.epoch, self.position = 0, 0
-        self.order()  # refuses what is no order now, not in the first epoch
+        self.order()  # refuses wrong arguments now, not in the first epoch
 
     @property
     def view(self) -> View:
@@ -122,7 +122,7 @@ class Cursor:
             raise DataError(
                 f"{self.dataset.url}: the set is not the one this state was saved on: content"
                 f" {state['content'][:12]} with {state['images']:,} images there,"
-                f" {self.view.content_sha256[:12]} with {len(self.view):,} here; open that set, or begin anew"
+                f" {self.view.content_sha256[:12]} with {len(self.view):,} here; open that set, or start over"
             )
         mine = (self.seed, self.lanes, self.order().window, self.shuffle)
         theirs = (state["seed"], state["lanes"], state["window"], state["shuffle"])
@@ -139,15 +139,15 @@ class Cursor:
 
 def _check(state: Any) -> None:
     if not isinstance(state, dict) or not {*_TYPES, "view"} <= set(state):
-        raise DataError("reader state: not one of `state_dict()`; begin anew")
+        raise DataError("reader state: not one of `state_dict()`; start over")
     if state["version"] != STATE_VERSION or state["order"] != ORDER_NAME:
         raise DataError(
             f"reader state: version {state['version']!r} of {state['order']!r}, this nisynth reads"
-            f" {STATE_VERSION} of {ORDER_NAME}; begin anew"
+            f" {STATE_VERSION} of {ORDER_NAME}; start over"
         )
     wrong = [name for name, kind in _TYPES.items() if type(state[name]) is not kind]
     if wrong or not (0 <= state["position"] <= state["images"] and state["epoch"] >= 0):
-        raise DataError(f"reader state: {', '.join(wrong) or 'position or epoch'} is wrong; begin anew")
+        raise DataError(f"reader state: {', '.join(wrong) or 'position or epoch'} is wrong; start over")
 
 
 def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:

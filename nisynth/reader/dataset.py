@@ -76,7 +76,7 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `open_dataset` was told, but for the run."""
+    """The arguments of `open_dataset` that do not name the run."""
 
     cache: Path | None
     cache_bytes: int | None
@@ -207,7 +207,7 @@ class SyntheticDataset(Dataset[Any]):
 
         batch_size: of all ranks together. window: how many images are shuffled among each other, by
         default 1 GiB of pixels or the whole set; lanes: how many places of the shuffled set a batch draws
-        from. drop_last: leave out what is no full batch at the end; False cuts it to a multiple of the
+        from. drop_last: leave out a last batch that is not full; False cuts it to a multiple of the
         ranks. rank, world_size: by default torch.distributed's, RANK and WORLD_SIZE, or one process.
         threads, prefetch_bytes: how many fetch and decode, how far ahead. device: batches are pinned for
         a CUDA device. Raises ConfigError.

@@ -96,7 +96,7 @@ class Follower:
                 told = [
                     () if rows is None else ([r.task for r in rows], View(rows).content_sha256, self.sealed)
                 ]
-            except Exception as error:  # the others must hear of it, or wait for ever
+            except Exception as error:  # the others must be told, or they wait without end
                 failure = error
         torch.distributed.broadcast_object_list(told, src=0)
         if failure is not None:
@@ -140,7 +140,7 @@ class Follower:
         missing = [task for task in tasks if task not in self._known]
         if missing:
             raise DataError(
-                f"{self.run.store.url}: task {missing[0]} of the view is no longer committed; begin anew"
+                f"{self.run.store.url}: task {missing[0]} of the view is no longer committed; start over"
             )
         return View([self._known[task] for task in tasks])
 

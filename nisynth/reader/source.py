@@ -205,7 +205,7 @@ class ShardSource:
             first, self._disk_failed = not self._disk_failed, True
         if first:
             log.warning(
-                "cache %s: takes no more shards (full, read-only or too small); they are kept in memory,"
+                "cache %s: cannot store more shards (full, read-only or too small); they are kept in memory,"
                 " up to %.1f GB: free space there, or name another folder with cache=",
                 self._cache.files.folder,
                 self._ram_bytes / 1e9,

@@ -169,7 +169,7 @@ class _Steps:
 
 
 class _Reading:
-    """The threads of one pass: a context that ends them, whatever the caller does."""
+    """The threads of one pass, as a context manager that always ends them."""
 
     def __init__(
         self,

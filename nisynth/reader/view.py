@@ -71,5 +71,5 @@ def unpack(text: str) -> dict[int, int]:
         if not (inflater.eof and len(steps)):
             raise ValueError("too long or empty")
     except (ValueError, TypeError, zlib.error):
-        raise DataError("reader state: its `view` is damaged; begin anew") from None
+        raise DataError("reader state: its `view` is damaged; start over") from None
     return dict(zip(np.cumsum(steps).tolist(), epochs.tolist(), strict=True))

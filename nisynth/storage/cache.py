@@ -120,7 +120,7 @@ class CacheFolder:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             text = os.pread(descriptor, 32, 0)
-            # What is no number was written by nobody of ours: look at the files.
+            # Not a number: something else wrote it, so count the files.
             used = int(text) if text.isdigit() else self.cap_bytes
             if used + size > self.cap_bytes:
                 used = self._evict(size)

@@ -187,7 +187,7 @@ def path_of(url: str) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
-        raise ConfigError(f"store {url!r}: there is no such user's home; write the folder out") from None
+        raise ConfigError(f"store {url!r}: the user in it does not exist; give the full path") from None
 
 
 def read_path(path: Path, max_bytes: int | None = None) -> bytes:

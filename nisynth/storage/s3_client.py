@@ -73,7 +73,7 @@ def make_client(limits: Limits) -> "S3Client":
     except BotoCoreError:
         raise
     except ValueError:
-        raise ConfigError("AWS_ENDPOINT_URL is no URL; give one such as https://host:port") from None
+        raise ConfigError("AWS_ENDPOINT_URL is not a URL; give one such as https://host:port") from None
     if holds_credentials:
         raise ConfigError(
             "AWS_ENDPOINT_URL holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -107,7 +107,7 @@ _EXCEPTIONS = {
     "FlexibleChecksumError": ("the object does not match its checksum; it is damaged", True, True),
     "ConfigParseError": ("the AWS config file cannot be read; correct it or AWS_CONFIG_FILE", False, False),
     "InvalidConfigError": ("the AWS config file contradicts itself; correct it", False, False),
-    "InvalidRegionError": ("AWS_DEFAULT_REGION is no region's name; correct it", False, False),
+    "InvalidRegionError": ("AWS_DEFAULT_REGION is not the name of a region; correct it", False, False),
     "HTTPClientError": (_NOT_SENT, True, True),
     "ResponseParserError": ("{endpoint} does not answer as S3 does; check AWS_ENDPOINT_URL", True, True),
     "WebPageAnswer": (

@@ -72,7 +72,7 @@ class Store(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Removes an object; one that is not there is no error."""
+        """Removes an object; succeeds if it is not there."""
 
     def sweep(self) -> int:
         """Removes what killed writers left that never became an object; returns how many such there were."""

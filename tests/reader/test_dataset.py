@@ -170,7 +170,7 @@ def test_a_manifest_that_does_not_fit_the_plan_is_refused(
     pq.write_table(table, sink)
     run.store.put("_MANIFEST", sink.getvalue())
     run.store.put("_SUCCESS", hashlib.sha256(sink.getvalue()).hexdigest().encode())
-    with pytest.raises(DataError, match=r"does not fit plan\.json|is no manifest of a run"):
+    with pytest.raises(DataError, match=r"does not fit plan\.json|is not a run's manifest"):
         open_dataset(run.store.url)
 
 

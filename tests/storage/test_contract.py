@@ -138,7 +138,7 @@ def test_a_scheme_with_too_few_slashes_is_no_folder(url: str) -> None:
 
 
 def test_nobody_s_home_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no such user's home"):
+    with pytest.raises(ConfigError, match="the user in it does not exist"):
         open_store("~no-such-user-here/run")
 
 

@@ -99,7 +99,7 @@ def test_a_missing_profile(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_region_that_is_no_name(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "not a region")
     message = message_of(StorageError, lambda: quick().create("key", b""))
-    assert "AWS_DEFAULT_REGION is no region's name" in message
+    assert "AWS_DEFAULT_REGION is not the name of a region" in message
 
 
 def test_a_broken_config_file(quick: Quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
