@@ -54,6 +54,7 @@ def test_a_short_run_that_names_no_preset_takes_short(
     found = config.method
     assert isinstance(found, NaturalInversionConfig)
     assert (found.bn_weight, found.alpha_mean) == weights
+    assert found.normalization == ("reference" if weights[1] == 2.0 else "teacher")
     assert found.iterations == method.get("iterations", 2000)
     assert load_config(config.to_dict()) == config
 

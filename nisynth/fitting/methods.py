@@ -11,7 +11,6 @@ from nisynth.config_loader import load_as
 from nisynth.device import default_device
 from nisynth.fitting import dafl, dfad, one_to_many, wgan_gp
 from nisynth.fitting.fit import FitConfig, FitReport, Fitting, OnStep, fit_with
-from nisynth.synthesis.naturalinversion import config as naturalinversion
 from nisynth.teachers import Teacher
 
 
@@ -40,7 +39,7 @@ FITS: dict[str, FitRow] = {
         tables="3",
         cost=0.000631,
         config=one_to_many.OneToManyConfig,
-        presets=naturalinversion.PRESETS,
+        presets=one_to_many.PRESETS,
         make=one_to_many.OneToMany,
     ),
     "dafl": FitRow(

@@ -19,6 +19,7 @@ from nisynth.synthesis.inversion.jitter import apply_jitter, draw_jitter
 from nisynth.synthesis.inversion.model import blank
 from nisynth.synthesis.inversion.objective import image_terms, losses
 from nisynth.synthesis.inversion.term import Term
+from nisynth.synthesis.naturalinversion import config as naturalinversion
 from nisynth.synthesis.naturalinversion.renderer import Renderer
 from nisynth.teachers import Teacher
 
@@ -42,6 +43,17 @@ class OneToManyConfig(NaturalInversionConfig):
             raise ConfigError("method.rival: a fit has none")
         if self.exchange:
             raise ConfigError("method.exchange: a fit finishes no batch to mix; leave it out")
+        if self.normalization != "teacher":
+            raise ConfigError(
+                "method.normalization: a fitted generator's images have the teacher's; leave it out"
+            )
+
+
+PRESETS = {
+    name: {field: value for field, value in fields.items() if field != "normalization"}
+    for name, fields in naturalinversion.PRESETS.items()
+}
+"""NaturalInversion's; the image is the generator's own, in the teacher's units."""
 
 
 class OneToMany:

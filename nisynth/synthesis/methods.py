@@ -1,7 +1,7 @@
 """The table of methods, and how a row becomes a synthesizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,12 @@ from nisynth.synthesis.engine.precision import resolve
 from nisynth.synthesis.inversion.config import InversionConfig
 from nisynth.synthesis.inversion.method import InversionMethod, Loop, MakeLoop, MakeModel
 from nisynth.synthesis.inversion.plain import PlainSynthesizer
+from nisynth.synthesis.inversion.reference_units import (
+    REFERENCE_NORMALIZATION,
+    InTeachersUnits,
+    from_reference_units,
+    in_reference_units,
+)
 from nisynth.synthesis.inversion.rival import Judged, Rival, competition, load_rival
 from nisynth.synthesis.naturalinversion import config as naturalinversion
 from nisynth.synthesis.naturalinversion.exchange import ObservedLabels
@@ -154,12 +160,24 @@ def make_synthesizer(
     artefacts = load_artefacts(method, teacher) if artefacts is None else artefacts
     rival: Rival | None = artefacts.get("rival")
 
+    own, seen, opponent = teacher.normalization, teacher, rival
+    renormalized = (
+        getattr(method, "normalization", "teacher") == "reference" and own != REFERENCE_NORMALIZATION
+    )
+    if renormalized:
+        seen = in_reference_units(teacher)
+        if rival is not None:
+            opponent = replace(rival, network=from_reference_units(rival.network, own, teacher.device))
+
     def loop(config: Any, model: MakeModel) -> Loop:
-        terms = [] if rival is None else [competition(config.rival, rival)]
-        inversion = InversionMethod(cast(InversionConfig, config), teacher, model, terms)
+        terms = [] if opponent is None else [competition(config.rival, opponent)]
+        inversion = InversionMethod(cast(InversionConfig, config), seen, model, terms)
+        made: Loop
         if engine.name == "fast":
-            return FastSynthesizer(inversion, engine, log_every=log_every)
-        return PlainSynthesizer(inversion, log_every=log_every)
+            made = FastSynthesizer(inversion, engine, log_every=log_every)
+        else:
+            made = PlainSynthesizer(inversion, log_every=log_every)
+        return InTeachersUnits(made, own) if renormalized else made
 
     synthesizer = METHODS[method.name].make(method, teacher, artefacts, loop)
     return synthesizer if rival is None else Judged(synthesizer, teacher, rival)

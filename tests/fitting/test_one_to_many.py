@@ -10,7 +10,7 @@ from nisynth.config import load_config
 from nisynth.errors import ConfigError, NisynthError, PlanMismatch
 from nisynth.execution.run import plan_run, run
 from nisynth.fitting import FitConfig, fit, load_fit_config
-from nisynth.fitting.one_to_many import OneToManyConfig
+from nisynth.fitting.one_to_many import PRESETS, OneToManyConfig
 from nisynth.reader import open_dataset
 from nisynth.synthesis.sampling import load_generator
 from nisynth.teachers import TeacherConfig, load_teacher
@@ -156,3 +156,9 @@ def test_the_verb(tmp_path: Path) -> None:
 def test_a_fit_exchanges_nothing() -> None:
     with pytest.raises(ConfigError, match=r"^method\.exchange: a fit finishes no batch to mix"):
         OneToManyConfig(exchange=1)
+
+
+def test_a_fit_keeps_the_teachers_units() -> None:
+    with pytest.raises(ConfigError, match=r"^method\.normalization: a fitted generator's images"):
+        OneToManyConfig(normalization="reference")
+    assert OneToManyConfig(**PRESETS["short"]).alpha_mean == 2.0  # type: ignore[arg-type]

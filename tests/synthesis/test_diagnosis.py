@@ -1,11 +1,15 @@
 """A batch that the teacher does not recognise: the term that never fell, and what to change."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 
 from nisynth.synthesis import NaturalInversionConfig
 from nisynth.synthesis.diagnosis import balance, balance_line, what_to_change
 from nisynth.synthesis.judgement import Judgement
+from nisynth.synthesis.naturalinversion.config import PRESETS
 from tests.golden.record import tiny_teacher
 
 
@@ -61,13 +65,13 @@ def test_a_plan_says_how_the_losses_stand_to_each_other() -> None:
 @pytest.mark.parametrize(
     ("weights", "preset"),
     [
-        ({"bn_weight": 3.0, "alpha_mean": 2.0}, "teacher (preset short)"),
+        (PRESETS["short"], "teacher (preset short)"),
         ({"bn_weight": 3.0}, "teacher (preset cifar100)"),
         ({"bn_weight": 4.0}, "teacher"),
     ],
 )
-def test_a_plan_names_the_preset_whose_weights_it_has(weights: dict[str, float], preset: str) -> None:
-    method = NaturalInversionConfig(iterations=77, **weights)  # type: ignore[arg-type]
+def test_a_plan_names_the_preset_whose_weights_it_has(weights: Mapping[str, Any], preset: str) -> None:
+    method = NaturalInversionConfig(**{**weights, "iterations": 77})  # type: ignore[arg-type]
     assert balance(tiny_teacher(), method, 32)["weights"].endswith(f"bn_scale {preset}")
 
 

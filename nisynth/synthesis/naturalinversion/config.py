@@ -21,12 +21,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "short": {
         **{"iterations": 150, "bn_weight": 3.0, "tv_weight": 6.0e-3, "l2_weight": 1.5e-5},
         "alpha_mean": 2.0,
+        "normalization": "reference",
     },
 }
 """The fields of the paper's two experiments (appendix, "Experiments Settings"), and of runs of minutes.
 
 `short` is ours: in some hundred iterations R_BN at weight 10 keeps cross-entropy from falling, and an alpha
-that begins at 5 from coming back to what pixels can be (benchmarks/results/teachers.md). It is what a run of
+that begins at 5 from coming back to what pixels can be, which is further away the larger the teacher's std,
+hence the reference's units (benchmarks/results/teachers.md). It is what a run of
 fewer than SHORT_RUN iterations takes that names no preset.
 """
 
@@ -74,6 +76,9 @@ class NaturalInversionConfig:
         does not state.
     alpha_mean: alpha begins as N(alpha_mean, alpha_mean / 5), 5 in the paper: far outside of what a pixel can
         be, which short runs do not make good. 2 begins within it.
+    normalization: whose mean and std the optimized images have, in whose units alpha, R_TV and R_l2 are:
+        `teacher`, its own, as in the paper; `reference`, those of the paper's CIFAR-10 networks, so that the
+        weights suit a teacher of any mean and std. The batch is in the teacher's either way.
     exchange: how many mixed images follow each optimized one, 0 in the paper. Of a batch of B images, the
         first ceil(B / (1 + exchange)) are optimized; the others are rendered from their generator with half
         of the channels of one of its maps swapped between two of them, at next to no cost. All labels are
@@ -104,6 +109,7 @@ class NaturalInversionConfig:
     scaling: bool = field(default=True, metadata={"added_later": True})
     tv: TVForm = field(default="l2", metadata={"added_later": True})
     alpha_mean: float = field(default=5.0, metadata={"added_later": True})
+    normalization: Literal["teacher", "reference"] = field(default="teacher", metadata={"added_later": True})
     exchange: int = field(default=0, metadata={"added_later": True})
     rival: RivalConfig | None = field(default=None, metadata={"added_later": True})
 
