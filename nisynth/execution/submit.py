@@ -115,12 +115,13 @@ def pack(
         )
     fingerprint = plan_run(config).fingerprint
     files = {path.name: path for path in map(_module, modules)}
-    config = dataclasses.replace(config, teacher=_with_shipped_weights(config.teacher, "weights", files))
-    rival = vars(config.method).get("rival")
-    if rival is not None:
-        method: Any = config.method
-        rival = _with_shipped_weights(rival, "rival", files)
-        config = dataclasses.replace(config, method=dataclasses.replace(method, rival=rival))
+    teacher = _with_shipped(config.teacher, "weights", "weights", files)
+    method: Any = config.method
+    if getattr(method, "rival", None) is not None:
+        method = dataclasses.replace(method, rival=_with_shipped(method.rival, "weights", "rival", files))
+    if hasattr(method, "generator"):
+        method = _with_shipped(method, "generator", "generator", files)
+    config = dataclasses.replace(config, teacher=teacher, method=method)
     shipment = Shipment(
         name=f"nisynth-{fingerprint[:12]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}",
         config=config,
@@ -200,14 +201,14 @@ def _all_but_the_last_lines(log: str) -> int:
     return sum(map(len, lines[:-ATTACHED_LINES]))
 
 
-def _with_shipped_weights(section: Any, folder: str, files: dict[str, Path]) -> Any:
-    """Returns a config section whose `weights`, if they are a local file, are one that travels along."""
-    weights = section.weights
-    if weights is None or "://" in weights:
+def _with_shipped(section: Any, field: str, folder: str, files: dict[str, Path]) -> Any:
+    """Returns a config section whose `field`, if it names a local file, names one that travels along."""
+    path = getattr(section, field)
+    if path is None or "://" in path:
         return section
-    name = f"{folder}/{Path(weights).name}"
-    files[name] = Path(weights).expanduser()
-    return dataclasses.replace(section, weights=name)
+    name = f"{folder}/{Path(path).name}"
+    files[name] = Path(path).expanduser()
+    return dataclasses.replace(section, **{field: name})
 
 
 def _module(path: str | Path) -> Path:

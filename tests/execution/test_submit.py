@@ -13,6 +13,9 @@ from nisynth.config import load_config
 from nisynth.errors import ConfigError, TeacherError
 from nisynth.execution.run import plan_run
 from nisynth.execution.submit import CONFIG_NAME, MAX_UPLOAD_BYTES, Shipment, pack
+from nisynth.synthesis.generators import FittedGenerator, GeneratorSpec
+from nisynth.synthesis.sampling import generator_bytes
+from nisynth.teachers import load_teacher
 from tests.tiny import tiny_config, tiny_weights
 
 
@@ -64,6 +67,20 @@ def test_weights_with_a_url_stay_where_they_are(tmp_path: Path) -> None:
     url = f"file://{tiny_weights(tmp_path)}"
     shipment = pack(tiny_config(tmp_path, teacher={"weights": url}), "s3://bucket/run")
     assert (shipment.config.teacher.weights, dict(shipment.files)) == (url, {})
+
+
+def test_a_local_generator_travels(tmp_path: Path) -> None:
+    """The job's folder is on the cluster, where a path of this machine names nothing."""
+    teacher = load_teacher(tiny_config(tmp_path).teacher)
+    spec = GeneratorSpec(arch="dfad", num_classes=4, image_px=16, latent_dim=8)
+    generator = tmp_path / "generator.safetensors"
+    network = FittedGenerator(spec, teacher.normalization)
+    generator.write_bytes(generator_bytes(network, teacher.normalization, {}))
+    document = tiny_config(tmp_path).to_dict()
+    document["method"] = {"name": "sampling", "generator": str(generator)}
+    shipment = pack(load_config(document), "s3://bucket/run")
+    assert vars(shipment.config.method)["generator"] == "generator/generator.safetensors"
+    assert shipment.files["generator/generator.safetensors"] == generator
 
 
 def test_files_too_large_for_a_job(tmp_path: Path) -> None:
