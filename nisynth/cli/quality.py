@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # measuring imports torch's and numpy's heavy parts, which ot
     from nisynth.evaluation.quality import Quality
 
 MOST_CLASSES = 20
+CLASS_CHARS = 18
+"""Of a class's name: with them, a table fits 80 columns."""
 EVERY_S = 10.0
 
 RealOption = Annotated[
@@ -235,7 +237,7 @@ def _show(found: "Quality") -> None:
 
 
 def _figures(found: "Quality") -> Table:
-    table = Table("figure", "layer", "value", "floor", "times floor", "images", "real", box=None)
+    table = Table("figure", "layer", "value", "floor", "x floor", "images", "real", box=None)
     for figure in found.figures:
         name = f"{figure.name} k={figure.k}" if figure.k else figure.name
         floor = "" if figure.floor is None else f"{figure.floor:.4g}"
@@ -248,10 +250,13 @@ def _figures(found: "Quality") -> Table:
 
 
 def _classes(found: "Quality") -> Table:
-    compared = ("FD diagonal", "floor", "coverage", "floor") if found.real is not None else ()
+    compared = ("FD", "floor", "coverage", "floor") if found.real is not None else ()
     rows = found.classes
     judged = any(row.independent_accuracy is not None for row in rows)
-    table = Table("class", "images", "teacher", *(["independent"] if judged else []), *compared, box=None)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("class", max_width=CLASS_CHARS, no_wrap=True, overflow="ellipsis")
+    for heading in ("images", "teacher", *(["independent"] if judged else []), *compared):
+        table.add_column(heading)
     if len(rows) > MOST_CLASSES:
         rows = tuple(sorted(rows, key=lambda row: -(row.fd_diagonal or 0.0))[: MOST_CLASSES // 2])
     for row in rows:

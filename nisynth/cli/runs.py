@@ -183,7 +183,7 @@ def verify(
 ) -> int:
     """Judge what is committed: records, shards, sizes; --deep also sha256, every image, every label.
 
-    A run that is not complete is no problem, unless you ask for --complete.
+    A run may be incomplete, unless you say --complete.
     """
     run = open_run(url)
     with shards_shown(quiet) as show:

@@ -173,7 +173,7 @@ def _curve_table(curve: list[dict[str, float]]) -> Table:
 
 
 def _moment(unix_s: float) -> str:
-    """Returns a worker's clock as text, nothing where it was not recorded or is no date."""
+    """Returns a worker's clock as text, nothing where it was not recorded or is not a date."""
     if not 0 < unix_s < 1e11:
         return ""
     return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC by the worker's clock"

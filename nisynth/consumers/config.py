@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nisynth.errors import ConfigError
+from nisynth.storage import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +24,7 @@ class ConsumerConfig:
             raise ConfigError("data: missing; give the URL of a run, in the config or with --data")
         if not self.output:
             raise ConfigError("output: missing; give a folder or s3:// URL, in the config or with --output")
+        if open_store(self.output).url == open_store(self.data).url:
+            raise ConfigError(f"output: {self.output} holds the run itself; give another folder or URL")
         if not self.checkpoint_minutes >= 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is negative")

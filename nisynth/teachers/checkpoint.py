@@ -69,7 +69,7 @@ class Checkpoint:
         for name, tensor in tensors.items():
             finite = name in must_be_finite or name.rpartition(".")[2] in ("running_mean", "running_var")
             if bool((~torch.isfinite(tensor) if finite else torch.isnan(tensor)).any()):
-                raise TeacherError(f"{where}: {name} holds values that are not finite; the file is of no use")
+                raise TeacherError(f"{where}: {name} holds values that are not finite; take another file")
             if own[name].is_floating_point() and not tensor.is_floating_point() and tensor.ndim:
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise TeacherError(

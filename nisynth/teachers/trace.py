@@ -170,7 +170,8 @@ def name_taps(outputs: Sequence[Site], names: Sequence[str], batch_size: int) ->
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
             cure = f"it runs {len(calls)} times, name a call" if calls else "nearest"
             raise TeacherError(
-                f"teacher.taps: {name!r} is no module with a 4-D output; {cure}: {', '.join(calls or near)}"
+                f"teacher.taps: {name!r} does not name a module with a 4-D output; {cure}:"
+                f" {', '.join(calls or near)}"
             )
         count, _, height, width = known[name].shape
         if count != batch_size:

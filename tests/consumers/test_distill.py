@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nisynth.commits import Run
 from nisynth.commits.seal import seal
 from nisynth.config_loader import load_as, shipped_configs
 from nisynth.consumers.distill import DistillConfig, LossConfig, distill, distillation_loss
+from nisynth.consumers.prune import PruneConfig
 from nisynth.consumers.scratch import ScratchConfig, train_from_scratch
 from nisynth.consumers.student import read_test_set
 from nisynth.errors import ConfigError
@@ -530,3 +532,18 @@ def test_a_config_is_refused_in_python_as_on_the_command_line(world: Path, tmp_p
     with pytest.raises(ConfigError, match=r"train.batch_size: 1 is not at least 2"):
         config(world, tmp_path, train={"batch_size": 1})
     assert tiny_weights(world)
+
+
+@pytest.mark.parametrize(
+    ("data", "output"),
+    [("runs/a", "./runs/a/"), ("s3://bucket/a", "s3://bucket/a/"), ("runs/a", "{here}/runs/a")],
+)
+@pytest.mark.parametrize("config", [DistillConfig, PruneConfig, ScratchConfig])
+def test_a_result_is_not_written_into_the_run_itself(config: Any, data: str, output: str) -> None:
+    networks = {"teacher": {"arch": "resnet20"}, "student": {"arch": "resnet20"}, "test_set": "real"}
+    wanted = {field.name for field in fields(config)}
+    output = output.format(here=Path.cwd())
+    values = {"data": data, "output": output} | {k: v for k, v in networks.items() if k in wanted}
+    with pytest.raises(ConfigError, match=r"output: .* holds the run itself; give another folder or URL"):
+        load_as(config, values, kind="distill")
+    load_as(config, {**values, "output": f"{data}/student"}, kind="distill")

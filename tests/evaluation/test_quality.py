@@ -3,12 +3,16 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from rich.measure import Measurement
 
+from nisynth.cli import quality as tables
 from nisynth.commits import Run
 from nisynth.evaluation import figures
 from nisynth.evaluation.embedding import ImageSet
@@ -132,6 +136,24 @@ def test_pixel_statistics() -> None:
 def test_what_a_metric_cannot_measure_is_said(network: EmbeddingNetwork) -> None:
     found = measure(images(8), network, real=images(8, seed=1))
     assert any(note.startswith("left out, since they need 6 images: manifolds") for note in found.notes)
+
+
+def test_the_tables_fit_a_terminal_of_80_columns() -> None:
+    worst = {"n_generated": 10_000, "n_real": 10_000, "k": None, "floor": 0.0012345, "floor_std": 0.00012}
+    names = ("nearest_real", "fd_all_images", "precision")
+    figures = [SimpleNamespace(name=name, layer="logits", value=12345.6, **worst) for name in names]
+    rates = {"teacher_accuracy": 1.0, "independent_accuracy": 1.0, "n": 10_000}
+    compared = {
+        "fd_diagonal": 1.234e-5,
+        "fd_diagonal_floor": 1.2e-5,
+        "coverage": 0.123,
+        "coverage_floor": 0.9,
+    }
+    classes = (SimpleNamespace(name="a class with a name that is long", **rates, **compared),)
+    found = SimpleNamespace(figures=figures, classes=classes, real="set")
+    wide = Console(width=500)
+    for table in (tables._figures(found), tables._classes(found)):
+        assert Measurement.get(wide, wide.options, table).maximum <= 80
 
 
 def test_the_command_prints_figures_and_json(tmp_path: Path) -> None:

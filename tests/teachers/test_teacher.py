@@ -284,8 +284,12 @@ def without_statistics() -> nn.Module:
         (OddNet, {"num_classes": 5}, "teacher.num_classes: the network gives 4 logits, not 5"),
         (OddNet, {"classes": ["a", "b", "c", "a"]}, "teacher.classes names 'a' 2 times"),
         (OddNet, {"taps": []}, "teacher.taps is an empty list"),
-        (OddNet, {"taps": ["a", "d"]}, "teacher.taps: 'd' is no module with a 4-D output; nearest: "),
-        (OddNet, {"taps": ["head"]}, "teacher.taps: 'head' is no module with a 4-D output"),
+        (
+            OddNet,
+            {"taps": ["a", "d"]},
+            "teacher.taps: 'd' does not name a module with a 4-D output; nearest: ",
+        ),
+        (OddNet, {"taps": ["head"]}, "teacher.taps: 'head' does not name a module with a 4-D output"),
         (lambda: OddNet(tail=nn.AvgPool2d((1, 2))), {"taps": ["tail"]}, "'tail' gives 4x2 features"),
         (
             OddNet,
