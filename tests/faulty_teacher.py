@@ -1,10 +1,10 @@
 """A tiny teacher that goes wrong when a file in a folder says so, in whatever process it computes.
 
 `folder/exit` makes every process exit; `folder/exit-1`, `folder/exit-2` are two tokens, each taken by one
-process once. `folder/wait` holds all computing up until the file is gone; `folder/slow` makes every pass
-take a quarter of a second without computing, so that a task takes as long on a busy machine. Only passes
-of the losses are meant: those with a gradient to the input, and more images than the two that loading
-looks at.
+process once. `folder/wait` holds all computing up until the file is gone, but for one pass for each
+`folder/step-N`; `folder/slow` makes every pass take a quarter of a second without computing, so that a task
+takes as long on a busy machine. Only passes of the losses are meant: those with a gradient to the input, and
+more images than the two that loading looks at.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ class FaultyNet(TinyNet):
         return self._go_wrong(logits) if is_of_a_loss(x) else logits
 
     def _go_wrong(self, logits: Tensor) -> Tensor:
-        while (self.faults / "wait").exists():
+        while (self.faults / "wait").exists() and not self._is_told("step"):
             time.sleep(0.02)
         if (self.faults / "slow").exists():
             time.sleep(SLOW_PASS_S)
@@ -68,6 +68,15 @@ def is_of_a_loss(x: Tensor) -> bool:
     A driver's own passes have other sizes: the two images of loading, and the noise that weighs the losses.
     """
     return x.requires_grad and torch.is_grad_enabled() and PROBE_BATCH_SIZE < len(x) < NOISE_IMAGES
+
+
+def hold_after(folder: Path, tasks: int, workers: int, iterations: int = 2) -> None:
+    """Lets at least so many tasks be finished and then holds all workers, however late anybody looks.
+
+    Of the passes that are let through, each worker may have spent all but the last of a task on one more.
+    """
+    steps = iterations * tasks + (iterations - 1) * workers
+    tell(folder, *(f"step-{number}" for number in range(steps)), "wait")
 
 
 def tell(folder: Path, *faults: str) -> None:

@@ -24,7 +24,16 @@ from typing import Any
 
 from tests.servers import free_ports
 
-START_LIMIT_S = 120.0
+START_LIMIT_S = 300.0
+MISSES_NODES_SOON = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    # Not shorter: on a busy machine a node that lives may take a second to answer, and one that was missed
+    # ends itself.
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""For a head: a node that is killed is missed after 2 s, one that does not answer after 10 s."""
 _BIN = Path(sys.executable).parent
 
 

@@ -1,7 +1,8 @@
 """What goes wrong in a run. An injector is armed for one run, reacts to its commits, and counts its faults.
 
 `react` is called many times a second by a thread beside the run. Injectors that need tasks in flight
-hold the teacher first, act, and let it go: no moment is left to luck, and none to the clock.
+arm a teacher that stops by itself after so many tasks, act, and let it go: no moment is left to luck, and
+none to the clock.
 """
 
 import os
@@ -14,7 +15,7 @@ from tests.chaos.drivers import Death
 from tests.chaos.teacher import AT_WORK, WAIT
 from tests.chaos.world import World
 from tests.faults import Fault
-from tests.faulty_teacher import tell
+from tests.faulty_teacher import hold_after, tell
 
 
 class Injector:
@@ -55,9 +56,6 @@ class Injector:
 
     def aftermath(self) -> None:
         """Lets what was left of a fault happen, when the run is over."""
-
-    def _hold(self) -> None:
-        tell(self.faults, WAIT)
 
     def _release(self) -> None:
         (self.faults / WAIT).unlink(missing_ok=True)
@@ -125,12 +123,15 @@ class Outage(Injector):
     def __init__(self, long: bool = False) -> None:
         self._long, self._killed = long, False
 
+    def arm(self, world: World, faults: Path) -> None:
+        super().arm(world, faults)
+        hold_after(faults, 2, self.workers)
+
     def react(self, commits: int) -> None:
         if self._killed:
             if not self._long:
                 self.stop()
         elif commits >= 2:
-            self._hold()
             self.world.server.kill()
             self._killed = True
             self._release()
@@ -157,12 +158,12 @@ class NodeLoss(Injector):
         super().arm(world, faults)
         assert world.nodes is not None
         self._node = world.nodes.add()
+        hold_after(faults, 2, self.workers)
 
     def react(self, commits: int) -> None:
         nodes = self.world.nodes
         if nodes is None or commits < 2 or self._lost:
             return
-        self._hold()
         if not any((self.faults / f"{AT_WORK}{pid}").exists() for pid in nodes.actors(self._node)):
             return
         if self._how == "kill":
@@ -206,12 +207,15 @@ class Shot(Injector):
     def __init__(self, commits: int) -> None:
         self._commits, self._pid, self._shot = commits, 0, False
 
+    def arm(self, world: World, faults: Path) -> None:
+        super().arm(world, faults)
+        hold_after(faults, self._commits, self.workers)
+
     def started(self, pid: int) -> None:
         self._pid = self._pid or pid
 
     def react(self, commits: int) -> None:
         if commits >= self._commits and self._pid and not self._shot:
-            self._hold()
             os.kill(self._pid, signal.SIGKILL)
             self._shot = True
             self._release()

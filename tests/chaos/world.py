@@ -17,12 +17,12 @@ from nisynth.storage.s3 import S3Store
 from nisynth.storage.s3_client import Limits
 from tests.chaos.drivers import surrounded
 from tests.faults import FaultProxy
+from tests.head import MISSES_NODES_SOON
 from tests.processes import actors, alive, descendants, kill_9, wait_until
 from tests.servers import WeedServer, start_weed
 
 REPO = Path(__file__).resolve().parents[2]
 ATTEMPTS = "5"
-_FAST_DETECTION = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}
 
 
 @dataclass
@@ -114,9 +114,12 @@ def opened() -> Iterator[World]:
     """Starts everything, on loopback, and ends everything. Raises RuntimeError, ConfigError."""
     # Unix sockets below it must have short names.
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
-    settings = {f"RAY_health_check_{name}": str(value) for name, value in _FAST_DETECTION.items()}
     # Only so does every node listen on 127.0.0.1; Ray reads it on import, so nothing above imports Ray.
-    settings |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    settings = {
+        **MISSES_NODES_SOON,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         server = start_weed(folder / "s3")

@@ -16,7 +16,7 @@ from nisynth.commits import Run
 from tests.chaos.__main__ import COLUMNS, print_row
 from tests.chaos.play import Row, damage, reference, write_config
 from tests.chaos.teacher import AT_WORK, WAIT
-from tests.faulty_teacher import tell
+from tests.faulty_teacher import hold_after
 from tests.hosts.network import unavailable
 from tests.hosts.world import BIN, FAKETIME, World, opened_world
 from tests.processes import wait_until
@@ -77,6 +77,8 @@ class Play:
     def _drive(self, harm: Callable[["Play"], None] | None) -> None:
         words = ["run", str(self.config), "--store", self.url, "--executor", "ray"]
         command = [str(BIN / "nisynth"), *words, "--address", self.world.address]
+        if harm is not None and not self.scenario.skewed:
+            hold_after(self.faults, 1, workers=2)
         driver = self.world.network.spawn("head", command, self.world.environment, self.log)
         try:
             if harm is not None:
@@ -91,9 +93,8 @@ class Play:
 
     def _hold_both_nodes(self) -> None:
         """Returns when both nodes have a task and may not go on with it."""
-        wait_until(lambda: self.commits() >= 1, 120.0)  # the first task runs alone
-        tell(self.faults, WAIT)
-        wait_until(lambda: len(list(self.faults.glob(f"{AT_WORK}*"))) >= 2, 60.0)
+        wait_until(lambda: self.commits() >= 1)  # the first task runs alone
+        wait_until(lambda: len(list(self.faults.glob(f"{AT_WORK}*"))) >= 2)
 
     def _judge(self, row: Row) -> None:
         words = "".join(path.read_text() for path in sorted(self.folder.glob("driver-*")))
@@ -112,17 +113,17 @@ def cut_off(play: Play) -> None:
     """Node 1 loses everybody but the store; its worker goes on and commits."""
     others = ("head", "node2")
     play.world.network.rules(drop=[[a, b] for o in others for a, b in (("node1", o), (o, "node1"))])
-    wait_until(lambda: "is gone" in play.words(), 60.0)
+    wait_until(lambda: "is gone" in play.words())
     before = play.commits()
     play.release()
-    wait_until(lambda: play.commits() > before, 60.0)
+    wait_until(lambda: play.commits() > before)
     play.world.network.rules()
 
 
 def one_way(play: Play) -> None:
     """What node 1 says is not heard by the head; what the head says is heard by node 1."""
     play.world.network.rules(drop=[["node1", "head"]])
-    wait_until(lambda: "is gone" in play.words(), 60.0)
+    wait_until(lambda: "is gone" in play.words())
     play.release()
 
 

@@ -15,6 +15,7 @@ from nisynth.storage import Store
 from nisynth.storage.s3 import S3Store
 from nisynth.storage.s3_client import Limits
 from tests.chaos.drivers import surrounded
+from tests.head import MISSES_NODES_SOON
 from tests.hosts.network import Network, opened
 from tests.processes import wait_until
 from tests.servers import WeedServer, start_weed
@@ -24,7 +25,6 @@ BIN = Path(sys.executable).parent
 HOSTS = ("desk", "head", "node1", "node2", "s3")
 GCS_PORT = 6379
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-_DETECTION = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}
 
 
 @dataclass
@@ -47,7 +47,7 @@ class World:
         return {
             **inherited,
             **self.server.environment(),
-            **{f"RAY_health_check_{name}": str(value) for name, value in _DETECTION.items()},
+            **MISSES_NODES_SOON,
             "AWS_MAX_ATTEMPTS": "5",
             "NO_PROXY": "*",
             "no_proxy": "*",
@@ -99,7 +99,7 @@ class World:
             assert self.nodes[name].poll() is None, log.read_text()[-2000:]
             return "Ray runtime started" in log.read_text()
 
-        wait_until(ready, 120.0)
+        wait_until(ready)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def test_sigterm_ends_with_7_and_resumes(tmp_path: Path) -> None:
     while not committed(url):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 7, err
     assert "stopped by SIGTERM; run again to resume" in err
     assert "Traceback" not in err

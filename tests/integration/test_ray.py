@@ -280,7 +280,7 @@ def scraped() -> str:
     texts = []
     for node in ray.nodes():
         url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=300) as answer:
             texts.append(answer.read().decode())
     return "\n".join(texts)
 

@@ -22,6 +22,7 @@ from nisynth.config import RunConfig
 from nisynth.errors import counted
 from nisynth.storage import open_store
 from tests.faulty_teacher import tell
+from tests.head import MISSES_NODES_SOON
 from tests.processes import actors, alive, descendants, kill_9, listening, wait_until
 from tests.tiny import keys, tiny_config
 
@@ -118,7 +119,7 @@ def test_a_signal_ends_the_driver_and_its_actors(
     process = start(config, "--address", ray_cluster)
     wait_until(actors)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == exit_code, err
     assert "Traceback" not in err
     assert number != signal.SIGTERM or "stopped by SIGTERM; run again to resume" in err
@@ -155,9 +156,8 @@ def small_cluster(monkeypatch: pytest.MonkeyPatch, head_cpus: int = 0) -> Iterat
     """A Ray cluster on loopback that nodes can join and leave, and that misses them within seconds."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so that every node listens on 127.0.0.1
-    soon = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}
-    for name, value in soon.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
+    for name, value in MISSES_NODES_SOON.items():
+        monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -266,7 +266,7 @@ def test_sigterm_while_ray_starts_ends_with_7_and_leaves_nothing(tmp_path: Path,
 
     wait_until(is_starting)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 7, err
     assert "stopped by SIGTERM" in err
     assert "Traceback" not in err

@@ -191,7 +191,7 @@ def test_a_signal_ends_the_command_with_its_code(
         assert process.stderr is not None
         assert any(line.startswith("64 images ") for line in process.stderr)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
