@@ -1,4 +1,4 @@
-"""Looking back at a run: `verify` judges what is committed, `redo` un-commits, `gc` sweeps losers."""
+"""Checks and repairs: `verify` checks what is committed, `redo` removes commits, `gc` unused shards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,8 +56,8 @@ def verify(run: Run, deep: bool = False, on_checked: Callable[[int, int], None] 
     """Judges every commit of a run: readable, its shard there and of the right size.
 
     Costs one GET a commit and two listings. deep: fetch each shard, compare its sha256, decode every
-    image, compare labels with the plan. An incomplete run is no problem, unless `_SUCCESS` claims that
-    it is complete. Raises StorageError.
+    image, compare labels with the plan. An incomplete run is not a problem, unless `_SUCCESS` says that it is
+    complete. Raises StorageError.
     """
     tasks = sorted(run.committed())
     listed = {} if deep else {key: size for key, _, _, size in run.shards()}
@@ -88,7 +88,7 @@ def known_damage(
     """Returns how many shards' sizes were compared, and what is known to be damaged, without reading a shard.
 
     A sealed run's shards are held against its manifest, those of another against `commits`, some of its
-    commits or why they are not sound; and every committed task needs a shard. Costs one listing, and a
+    commits or how they are damaged; and every committed task needs a shard. Costs one listing, and a
     request for each shard that the listing does not show as it should be. Raises StorageError.
     """
     rows: list[Commit | ManifestRow] = [one for one in commits if not isinstance(one, DataError)]
@@ -162,7 +162,7 @@ def gc(run: Run) -> list[str]:
 def _judge(run: Run, task: int, deep: bool, listed: Mapping[str, int]) -> ManifestRow | Problem | None:
     try:
         commit = run.read(task)
-        if commit is None:  # listed, then gone: redo was quicker
+        if commit is None:  # listed before, and removed by a redo since
             return None
         if deep:
             run.read_shard(commit)
@@ -174,7 +174,7 @@ def _judge(run: Run, task: int, deep: bool, listed: Mapping[str, int]) -> Manife
 
 
 def read_or_why(run: Run, task: int) -> Commit | DataError | None:
-    """Returns a task's commit, why it is no sound one, or None where there is none. Raises StorageError."""
+    """Returns a task's commit, or how it is damaged; None where there is none. Raises StorageError."""
     try:
         return run.read(task)
     except DataError as error:
@@ -200,7 +200,7 @@ def _judge_manifest(run: Run, rows: list[ManifestRow], sealed: bool) -> list[Pro
         return []
     except DataError as error:
         return [Problem(None, str(error))]
-    return [] if same else [_seal_problem(run, "the manifest and the commits list other shards")]
+    return [] if same else [_seal_problem(run, "the manifest lists other shards than the commits")]
 
 
 def _seal_problem(run: Run, text: str) -> Problem:

@@ -1,7 +1,7 @@
-"""The dataset card: what a hub, and whoever finds the set there, needs to know of it.
+"""The dataset card: what a hub and its visitors need to know of the set.
 
 Sealing writes it from the plan and the commits alone. `nisynth card` writes it again with what was measured
-and a contact sheet; nothing is ever decided by it, so it may be edited by hand.
+and a contact sheet; nothing reads it for a decision, so it may be edited by hand.
 """
 
 from collections.abc import Sequence
@@ -79,9 +79,9 @@ def write_card(
 
 ## Licence and limits
 
-The licence is left to whoever publishes the set: what a classifier learnt may carry rights of its training
-data. The images show what one classifier takes for its classes. They inherit its errors and biases, and
-they are no evidence of anything in the world.
+Whoever publishes the set has to choose the licence: rights in the classifier's training data may extend to
+what it learnt. The images show what one classifier takes for its classes. They inherit its errors and biases,
+and are not evidence of anything in the world.
 """
 
 
@@ -190,6 +190,6 @@ def _how_to_read(plan: Plan) -> str:
 
 
 def _cell(text: object) -> str:
-    """Returns a text that stays within its cell of a table and is no markup: it may come from anyone."""
+    """Returns a text escaped for a cell of a Markdown table: it may come from anyone."""
     line = " ".join(str(text).split())
     return "".join(f"\\{character}" if character in "\\|<>`[]*_#" else character for character in line)

@@ -1,4 +1,4 @@
-"""Objects of a store that is not trusted: sizes are looked at before they are read, hashes after it."""
+"""Objects of a store that is not trusted: size checked before an object is read, hash after it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from nisynth.storage import NotFound, Store
 
 FETCHES = 2
 MAX_DOCUMENT_BYTES = 1 << 24
-"""No plan, commit or quarantine record is larger: the longest curves and lists of classes take a tenth."""
+"""The limit for a plan, commit or quarantine record: the longest curves and lists of classes take a tenth."""
 
 
 def bad_shard(store: Store, row: ShardRecord, wrong: str) -> DataError:
@@ -46,8 +46,8 @@ def wrong_size(store: Store, row: ShardRecord, listed: Mapping[str, int]) -> str
 def fetch_shard(store: Store, row: ShardRecord) -> bytes:
     """Returns the shard that a commit describes, after its size and sha256 were compared with it.
 
-    A second fetch tells what is damaged: the way here, or the object. Raises DataError, naming the
-    shard and the cure; StorageError.
+    Where the hash differs it is fetched once more: the object may be sound and the transfer was not.
+    Raises DataError, naming the shard and the cure; StorageError.
     """
     try:
         for _ in range(FETCHES):
@@ -60,13 +60,13 @@ def fetch_shard(store: Store, row: ShardRecord) -> bytes:
         check_shard_size(store, row)
         raise
     check_shard_size(store, row)
-    raise bad_shard(store, row, f"is damaged: its sha256 is not its commit's, in {FETCHES} fetches")
+    raise bad_shard(store, row, f"is damaged: its sha256 differs from its commit's, in {FETCHES} fetches")
 
 
 def fetch_document(store: Store, key: str) -> bytes | None:
     """Returns a plan, commit, quarantine record or seal as it is stored, None when there is none.
 
-    Raises DataError for one that is too large to be ours; StorageError.
+    Raises DataError for one over the limit of size; StorageError.
     """
     try:
         return store.get(key, MAX_DOCUMENT_BYTES)
@@ -75,5 +75,5 @@ def fetch_document(store: Store, key: str) -> bytes | None:
 
 
 def holds(store: Store, key: str, data: bytes) -> bool:
-    """Tells whether an object has these bytes, which is read only if it has as many. Raises NotFound."""
+    """Tells whether an object has these bytes; it is read only if its size is right. Raises NotFound."""
     return store.size_bytes(key) == len(data) and store.get(key, len(data)) == data

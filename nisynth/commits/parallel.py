@@ -1,4 +1,4 @@
-"""Requests of one kind, many at once: a store answers each within milliseconds, and thousands in turn."""
+"""Many requests at once: each takes milliseconds, and thousands one after the other take minutes."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -15,8 +15,8 @@ _AHEAD = 4
 def in_parallel(work: Callable[[T], R], items: Iterable[T], workers: int = READERS) -> Generator[R]:
     """Yields `work(item)` in the order of the items, `workers` at once.
 
-    Only a bounded number of items is begun ahead of the one that is due, so results don't pile up. What
-    `work` raises ends the rest: what has not begun then never does.
+    Only a bounded number of items is begun ahead of the one that is due, so that results don't fill the
+    memory. When `work` raises, items that have not begun are dropped.
     """
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[R]] = deque()

@@ -1,13 +1,13 @@
 """A verified local copy of a run: what its commits name, fetched, hashed, and only then given its name.
 
 The source is not trusted. Its plan must give its own fingerprint; keys are rebuilt from their parts;
-nothing is downloaded before its size was held against the commit and against what the plan could give.
-The folder is not trusted to be empty: links in it are refused, so nothing is written outside of it.
+nothing is downloaded before its size was compared with the commit's and with the plan's limit.
+The folder is not taken to be empty: links in it are refused, so nothing is written outside of it.
 
 The copy is made as a run is: the plan first, then of every task the shard and after it the commit, the
 seal last. So the folder is a run at any time, and pulling again goes on where an interrupted pull ended.
-Manifest, card and `_SUCCESS` are made here, from the commits, by the code that seals every run. They are
-a function of the commits, and a copied manifest would be one more document to distrust.
+Manifest, card and `_SUCCESS` are made here from the commits, by the code that seals every run: a manifest
+that was copied would have to be checked against them anyway.
 """
 
 import hashlib
@@ -126,7 +126,7 @@ def _begin_copy(root: Path, run: Run, plan_data: bytes) -> Run:
 
 
 def _names(root: Path) -> set[str]:
-    """Returns what lies in `root`, after a look that no name which a copy uses leads out of it.
+    """Returns the names in `root`, after a check that none of those which a copy uses leads out of it.
 
     Raises StorageError for a link, pipe or device in the place of a file or folder of a run.
     """
@@ -165,7 +165,7 @@ def _copy_all(
     def work(task: int) -> int | DataError:
         try:
             return _copy_task(run, copy, task)
-        except DataError as error:  # one bad shard keeps nobody from the others
+        except DataError as error:  # the other shards are copied all the same
             return error
 
     if on_checked is not None:
@@ -185,7 +185,7 @@ def _copy_all(
 
 
 def _copy_task(run: Run, copy: Run, task: int) -> int:
-    """Sees to it that the copy has the task's shard and, after it, its commit; returns bytes fetched."""
+    """Copies the task's shard and then its commit, where the copy lacks them; returns the bytes fetched."""
     key = commit_key(run.plan.fp12, task)
     data = fetch_document(run.store, key)
     if data is None:
@@ -223,7 +223,7 @@ def _copy_shard(run: Run, copy: Run, commit: Commit) -> int:
     data = fetch_shard(run.store, commit)
     if wrong:
         copy.store.delete(commit.shard)
-    with suppress(AlreadyExists):  # another pull into this folder was quicker, with the same bytes
+    with suppress(AlreadyExists):  # another pull into this folder wrote the same bytes first
         copy.store.create(commit.shard, data)
     return len(data)
 

@@ -18,7 +18,7 @@ from nisynth.plan import Plan, is_printable
 SCHEMA_VERSION = 1
 
 Outcome = Literal["mine", "other", "unknown"]
-"""Of a commit: this attempt's, another attempt's, or not settled by any answer of the store."""
+"""Whose commit a task has: this attempt's, another's, or unknown where no answer of the store settles it."""
 
 _ATTEMPT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SHARD_KEY = re.compile(rf"data/([0-9a-f]{{12}})-([0-9]{{8}})-({_ATTEMPT})\.(parquet|npz)")
@@ -63,7 +63,7 @@ def parse_shard_key(key: str, fp12: str) -> tuple[int, str] | None:
 def misfit(row: "ShardRecord", plan: Plan) -> str | None:
     """Returns why no worker of this plan wrote the record of a shard, None when one may have."""
     if not 0 <= row.task < plan.num_tasks:
-        return f"task {row.task}, the run has tasks 0..{plan.num_tasks - 1}"
+        return f"is of task {row.task}, the run has tasks 0..{plan.num_tasks - 1}"
     if row.rows != plan.rows(row.task) or row.seed != plan[row.task].seed:
         return "its rows or seed are not the plan's"
     named = parse_shard_key(row.shard, plan.fp12)
@@ -71,7 +71,7 @@ def misfit(row: "ShardRecord", plan: Plan) -> str | None:
         return f"names shard {row.shard[:80]!r}, which is not its attempt's {plan.format} file"
     # float32 pixels, or PNG, whose worst case is less
     if row.bytes > row.rows * (12 * plan.input_px**2 + 1024) + _SHARD_OVERHEAD_BYTES:
-        return f"its shard has {row.bytes} bytes, more than {row.rows} images can take"
+        return f"its shard has {row.bytes} bytes, which exceeds the limit for {row.rows} images"
     return None
 
 
@@ -115,7 +115,7 @@ class Commit(ShardRecord):
 
     @classmethod
     def from_json(cls, data: builtins.bytes, key: str, plan: Plan) -> "Commit":
-        """Returns the commit stored at `key`. Raises DataError when it is not a sound one of this plan."""
+        """Returns the commit stored at `key`. Raises DataError when it is damaged or of another plan."""
         try:
             document = json.loads(data)
             if not isinstance(document, dict):
@@ -158,7 +158,7 @@ class Commit(ShardRecord):
                 return "curve is not a list of points"
             numbers += point.values()
         if not all(_is_number(number) for number in numbers):
-            return "curve, timings_s, a time or a figure hold what is no number"
+            return "curve, timings_s, a time or a figure holds a value that is not a finite number"
         try:
             json.dumps([self.figures, self.versions], allow_nan=False)  # what is read can be written again
         except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""The canary that failed the quality gate: why, with its losses and images, for who has to find the cause.
+"""The canary that failed the quality gate: why, with its losses and images, so that the cause can be found.
 
-Its shard lies where any shard does, without a commit, so it is no part of the run; once a later attempt at
-the task is committed, it is swept as a loser. Nothing is decided by the record, which the next one replaces.
+Its shard is stored like any other but has no commit, so it is not part of the run; `gc` deletes it once a
+later attempt at the task is committed. The next canary's record replaces this one. Nothing is decided by it.
 """
 
 import json
@@ -35,7 +35,7 @@ def read_rejected(run: Run) -> Rejected | None:
     """Returns the canary that was refused last; None when there was none, or it is committed by now.
 
     Of a series, that of the round at work; its task is numbered within that round.
-    A record that is not sound is none: anyone who can write to the bucket may have written it.
+    A damaged record is ignored: anyone who can write to the bucket may have written it.
     Raises StorageError.
     """
     if not run.rounds:

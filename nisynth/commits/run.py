@@ -1,7 +1,7 @@
-"""A run in storage: its plan, its commits, its quarantine; what is left to do is their difference.
+"""A run in storage: its plan, its commits, its quarantine. Plan minus commits and quarantine is left to do.
 
-Any number of drivers and workers may hold a Run of one URL at once. Nothing here trusts a listing for
-completion, an ETag, or a clock; the first commit of a task wins, and every later one finds that out.
+Any number of drivers and workers may use a Run of one URL at once. Whether a task is done is never decided
+by a listing alone, an ETag or a clock. The first commit of a task wins; a later one is told so by the store.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ _PLAN_CURE = "put the original back, or use another URL"
 class Run:
     """One target set at one URL. `join` begins or resumes it, `find` only looks; `open` reads any.
 
-    A series of runs (`nisynth.series`) is read as one: `rounds` are the runs that a set consists of, which
-    of a run is itself, and `place` says where a task of the whole belongs.
+    A series of runs (`nisynth.series`) is read as one set: `rounds` are the runs that it consists of, and
+    `place` says which of them has a task. A run has one round, itself.
     """
 
     def __init__(self, store: Store, plan: Plan) -> None:
@@ -106,13 +106,13 @@ class Run:
             raise PlanMismatch(f"{store.url}: holds {theirs} ({other}); use `nisynth {verb}`, or another URL")
         if next(iter(store.list("commits/")), None) is not None:
             raise PlanMismatch(
-                f"{store.url}: has commits but no plan.json, so nobody can say of what; use another URL"
+                f"{store.url}: has commits but no plan.json, so their config is unknown; use another URL"
             )
         return None
 
     @classmethod
     def open(cls, store: Store) -> "Run":
-        """Returns the run that the store holds. Raises PlanMismatch when it holds none, DataError."""
+        """Returns the run that the store holds. Raises PlanMismatch when there is no run, DataError."""
         existing = fetch_document(store, PLAN_KEY)
         if existing is None:
             raise PlanMismatch(f"{store.url}: no run there (no plan.json); check the URL")
@@ -131,18 +131,18 @@ class Run:
         return fetch_document(self.store, SUCCESS_KEY) is not None
 
     def step(self) -> str:
-        """Returns what a series is at, in words; "" for a run."""
+        """Returns the present step of a series, in words; "" for a run."""
         return ""
 
     def read_seal(self) -> str:
-        """Returns what `_SUCCESS` says: a hash over the manifests. Raises IncompleteRun where it is not."""
+        """Returns the hash over the manifests that `_SUCCESS` holds. Raises IncompleteRun without one."""
         data = fetch_document(self.store, SUCCESS_KEY)
         if data is None:
             raise incomplete(self.store.url)
         return data.decode(errors="replace").strip()
 
     def seal_of(self, manifest_sha256s: Sequence[str]) -> str:
-        """Returns what the seal over these manifests, one for each of `rounds`, has to be."""
+        """Returns what `_SUCCESS` must hold for these manifests, one for each of `rounds`."""
         return manifest_sha256s[0]
 
     def misfit(self, row: ShardRecord) -> str | None:
@@ -150,7 +150,7 @@ class Run:
         return misfit(row, self.plan)
 
     def require_task(self, task: int) -> None:
-        """Raises ConfigError for a number that is no task of the run."""
+        """Raises ConfigError for a number outside of the run's tasks."""
         if not 0 <= task < self.plan.num_tasks:
             raise ConfigError(f"task {task}: the run has tasks 0..{self.plan.num_tasks - 1}")
 
@@ -218,7 +218,7 @@ class Run:
         return "unknown"
 
     def read(self, task: int) -> Commit | None:
-        """Returns the task's commit, None when there is none. Raises DataError for one that is not sound."""
+        """Returns the task's commit, None when there is none. Raises DataError for a damaged one."""
         key = commit_key(self.plan.fp12, task)
         data = fetch_document(self.store, key)
         return None if data is None else Commit.from_json(data, key, self.plan)
@@ -272,11 +272,11 @@ class Run:
                 hash_checked=True,
             )
         except DataError as error:
-            raise bad_shard(self.store, row, f"does not decode: {error}") from None
+            raise bad_shard(self.store, row, f"cannot be decoded: {error}") from None
         shape, planned = tuple(shard.images.pixels.shape), (row.rows, 3, plan.input_px, plan.input_px)
         if shape != planned:
             raise bad_shard(self.store, row, f"holds images of shape {shape}, the plan's are {planned}")
-        if plan.observes_labels:  # `decode` has held them to the classes
+        if plan.observes_labels:  # `decode` has compared them with the classes
             return shard
         if shard.images.labels.tolist() != plan.labels(row.task)[: row.rows].tolist():
             raise bad_shard(self.store, row, "holds other labels than the plan's")
@@ -305,7 +305,7 @@ def incomplete(url: str) -> IncompleteRun:
 
 
 def parse_plan(url: str, data: bytes, kind: type[AnyPlan]) -> AnyPlan:
-    """Returns the plan of a kind that its document holds. Raises DataError when it is none, or changed."""
+    """Returns the plan that a document holds. Raises DataError when it is damaged or was changed."""
     try:
         document = json.loads(data)
         if not isinstance(document, Mapping):

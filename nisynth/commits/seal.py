@@ -43,9 +43,10 @@ _COLUMNS = {
 def seal(run: Run) -> bool:
     """Finishes a run whose tasks are all committed; False when some are not.
 
-    Every commit is read and every shard's size checked first. Losers' shards are deleted. A last listing
-    finds the commits that `redo` removed meanwhile: then the seal comes off again. Raises DataError when a
-    commit or shard is damaged, StorageError when the store cannot say.
+    First every commit is read and every shard's size checked. Then the shards of attempts that lost are
+    deleted, and manifest, card and `_SUCCESS` written. Last the commits are listed again: where `redo` has
+    removed some meanwhile, the seal is taken off again. Raises DataError when a commit or shard is damaged,
+    StorageError.
     """
     if len(run.committed()) < run.plan.num_tasks:
         return False
@@ -59,7 +60,7 @@ def seal(run: Run) -> bool:
     create_same(run.store, MANIFEST_KEY, manifest)
     run.name_images()
     card = write_card(run.plan, [row.bytes for row in rows], [row.teacher_accuracy for row in rows])
-    with suppress(AlreadyExists, OutcomeUnknown):  # any card will do: people may have edited theirs
+    with suppress(AlreadyExists, OutcomeUnknown):  # an existing card is kept: somebody may have edited it
         run.store.create(CARD_KEY, card.encode())
     create_same(run.store, SUCCESS_KEY, f"{hashlib.sha256(manifest).hexdigest()}\n".encode())
     if len(run.committed()) == run.plan.num_tasks:
@@ -71,7 +72,7 @@ def seal(run: Run) -> bool:
 def read_commits(run: Run, tasks: Sequence[int] | None = None) -> list[ManifestRow]:
     """Returns a row for every commit of the run (or of `tasks`, in this order), each fetched and checked.
 
-    Missing ones are left out. Loss curves are dropped as they come: a thousand tasks have 23 MB of them.
+    Missing ones are left out. Loss curves are not kept: those of a thousand tasks take 23 MB.
     Raises DataError, StorageError.
     """
     wanted = range(run.plan.num_tasks) if tasks is None else tasks
@@ -89,8 +90,8 @@ def losers_of(
 def delete_losers(run: Run, suspects: Iterable[tuple[str, int]]) -> list[str]:
     """Deletes those shards whose task's commit names another shard, and nothing else; returns their keys.
 
-    suspects: (shard key, task). The commit is read right before its loser goes, whatever it said earlier:
-    a redo in between may have made the loser the winner.
+    suspects: (shard key, task). The commit is read again right before each deletion: after a `redo`, the
+    shard that had lost may be the one that counts.
     """
 
     def delete(suspect: tuple[str, int]) -> str | None:
@@ -98,7 +99,7 @@ def delete_losers(run: Run, suspects: Iterable[tuple[str, int]]) -> list[str]:
         try:
             commit = run.read(task)
         except DataError:
-            return None  # a damaged commit names no winner: leave its shards alone
+            return None  # a damaged commit does not say which shard counts: keep them all
         if commit is None or commit.shard == key:
             return None
         run.store.delete(key)
@@ -133,13 +134,13 @@ def read_manifest(run: Run) -> list[ManifestRow]:
         ]
     except NotFound:
         raise DataError(
-            f"{run.store.url}/{MANIFEST_KEY}: is missing, though _SUCCESS says that the run is complete;"
-            f" `nisynth redo {run.store.url} --bad`"
+            f"{run.store.url}/{MANIFEST_KEY}: missing, though _SUCCESS says that the run is complete;"
+            f" `nisynth redo {run.store.url} --bad` takes the seal off, then run again"
         ) from None
     if run.seal_of([hashlib.sha256(data).hexdigest() for data in manifests]) != expected:
         raise DataError(
-            f"{run.store.url}/{MANIFEST_KEY}: its sha256 is not what _SUCCESS says;"
-            f" `nisynth redo {run.store.url} --bad`"
+            f"{run.store.url}/{MANIFEST_KEY}: damaged, its sha256 differs from the one in _SUCCESS;"
+            f" `nisynth redo {run.store.url} --bad` takes the seal off, then run again"
         )
     return [
         run.numbered(number, row)
@@ -204,14 +205,14 @@ def create_same(store: Store, key: str, data: bytes) -> None:
             except NotFound:
                 continue
             raise DataError(
-                f"{store.url}/{key}: exists with another content than the commits give;"
+                f"{store.url}/{key}: its content differs from what the commits give;"
                 f" `nisynth redo {store.url} --bad` takes the seal off"
             ) from None
     raise StorageError(f"{store.url}/{key}: could not be created in {TRIES} tries; run again")
 
 
 def _read(data: bytes, num_tasks: int) -> pa.Table:
-    """Returns the table of a manifest, read in this thread. Raises ValueError for one that no seal wrote.
+    """Returns the table of a manifest, read in this thread. Raises ValueError where `seal` did not write it.
 
     `read_table` goes through pyarrow's scanner, whose threads may still hold the bytes when Python ends, and
     then they end the process by SIGABRT: seen once at the end of a complete run on a busy machine.
@@ -230,9 +231,9 @@ def _check_columns(file: pq.ParquetFile, data: bytes, num_tasks: int) -> None:
     """
     found = file.metadata
     if {field.name: field.type for field in file.schema_arrow} != _COLUMNS:
-        raise ValueError(f"its columns are not {list(_COLUMNS)} of a manifest's types")
+        raise ValueError(f"its columns or their types are not those of a manifest: {list(_COLUMNS)}")
     if found.num_rows != num_tasks:
-        raise ValueError(f"{found.num_rows} rows, the run has {num_tasks} tasks")
+        raise ValueError(f"it has {found.num_rows} rows, the run has {num_tasks} tasks")
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     size_bytes = 0
@@ -244,4 +245,4 @@ def _check_columns(file: pq.ParquetFile, data: bytes, num_tasks: int) -> None:
             raise ValueError(f"a page of column {chunk.path_in_schema} has more values than the run tasks")
         size_bytes += max(chunk.total_uncompressed_size, sum(page.unfolded_bytes for page in pages))
     if size_bytes > MAX_DOCUMENT_BYTES + _ROW_BYTES * num_tasks:
-        raise ValueError(f"unfolds to {size_bytes} bytes, more than {num_tasks} rows can take")
+        raise ValueError(f"unpacked it has {size_bytes} bytes, which exceeds the limit for {num_tasks} rows")

@@ -14,7 +14,7 @@ from nisynth.errors import DataError, StorageError
 
 SAMPLE = 32
 PATIENCE = 5
-"""Looks in a row that may fail before `watch` gives up."""
+"""How many looks in a row may fail before `watch` gives up."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Status:
     eta_s: at the pace of the last commits; 0 when complete, None when unknown. canary: why task 0 failed the
     quality gate, while it is not committed. teacher_accuracy, r_bn_in_y: medians over the last commits (at
     most 32), None where there are none or they do not say. checked: shards whose sizes were compared with
-    what was committed, None where nobody looked. damaged: what is known to be wrong, a line each.
-    step: what a series is at, "" for a run.
+    what was committed, None where that was not asked for. damaged: what is known to be wrong, a line each.
+    step: the present step of a series, "" for a run.
     """
 
     url: str

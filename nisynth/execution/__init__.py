@@ -1,4 +1,5 @@
-"""Who runs which task when. Both executors, `local` and `ray`, drive the very same worker and scheduler.
+"""The execution of a run: which worker takes which task, and when. Both executors, `local` and `ray`, use the
+same worker and scheduler.
 
 The truth is what is committed in storage; an executor only decides what to try next.
 """

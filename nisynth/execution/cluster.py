@@ -113,7 +113,7 @@ def _reachable(address: str) -> str:
         address = services.get_ray_address_from_environment("auto", None) or "auto"
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
-        raise ConfigError(f"address {address!r}: no cluster's address; {hint}")
+        raise ConfigError(f"address {address!r}: not the address of a Ray cluster; {hint}")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
     except (OSError, OverflowError) as error:
@@ -150,14 +150,14 @@ def _start_local(execution: ExecutionConfig) -> None:
         with private_token():
             ray.init(
                 address="local",
-                # As many CPUs as the workers ask for, whatever this machine has: the user chose their number.
+                # As many CPUs as the workers ask for, also where the machine has fewer: the user chose.
                 num_cpus=execution.workers * execution.cpu_threads,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except Exception as error:  # whatever a machine lacks, Ray has another exception for it
+    except Exception as error:  # Ray raises a different type for each thing that a machine lacks
         raise _not_started(error) from None
     gpus, asked = resources()["GPU"], execution.gpus_per_worker or 0.0
     if asked > gpus:
@@ -169,10 +169,10 @@ def _start_local(execution: ExecutionConfig) -> None:
 
 @contextmanager
 def private_token() -> Iterator[None]:
-    """Sees to it that nobody else on this machine can read the token that lets one into the cluster.
+    """Keeps the token that gives access to the cluster unreadable for other users of this machine.
 
-    Ray makes one in the home folder, readable by all. Where that folder cannot be written, the processes of
-    the cluster take a token from their environment.
+    Ray's own file in the home folder is readable by all. Where that folder cannot be written, the processes
+    of the cluster take a token from their environment.
     """
     given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") == "disabled" or any(os.environ.get(name) for name in given):
@@ -220,12 +220,12 @@ def live_nodes() -> set[str]:
 
 
 def resources() -> dict[str, float]:
-    """Returns the CPUs and GPUs of all nodes, in use or not."""
+    """Returns the CPUs and GPUs of all nodes, in use and free."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return {name: total.get(name, 0.0) for name in ("CPU", "GPU")}
 
 
 def free_resources() -> dict[str, float]:
-    """Returns the CPUs and GPUs of all nodes that nobody uses."""
+    """Returns the free CPUs and GPUs of all nodes."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return {name: free.get(name, 0.0) for name in ("CPU", "GPU")}

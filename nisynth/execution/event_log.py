@@ -49,7 +49,7 @@ class EventLog:
         self._left_out = self._done = 0
         self._workers: dict[int, str] = {}
         # Since when each attempt is with its worker, and since when the worker computes it.
-        self._aboard: dict[str, tuple[Attempt, float]] = {}
+        self._in_flight: dict[str, tuple[Attempt, float]] = {}
         self._written_s = clock()
         self._dirty = False
 
@@ -60,7 +60,7 @@ class EventLog:
         if line is not None and (self._first or isinstance(event, Listed)):
             self._add({"at": round(time.time(), 3), **line})
         if isinstance(event, AttemptFailed | TaskDone):
-            self._aboard.pop(event.attempt.id, None)
+            self._in_flight.pop(event.attempt.id, None)
         due = isinstance(event, Ended) or self._clock() - self._written_s >= WRITE_EVERY_S
         if due and self._dirty and self._first:
             self._write()
@@ -70,11 +70,11 @@ class EventLog:
             case WorkerReady():
                 self._workers[event.slot] = event.worker
             case AttemptStarted():
-                self._aboard[event.attempt.id] = (event.attempt, self._clock())
+                self._in_flight[event.attempt.id] = (event.attempt, self._clock())
             case Stepped(iteration=0):
-                for attempt, _ in list(self._aboard.values()):
+                for attempt, _ in list(self._in_flight.values()):
                     if (attempt.task, attempt.slot) == (event.task, event.slot):
-                        self._aboard[attempt.id] = (attempt, self._clock() - event.elapsed_s)
+                        self._in_flight[attempt.id] = (attempt, self._clock() - event.elapsed_s)
             case TaskDone():
                 self._done += 1
 
@@ -103,16 +103,16 @@ class EventLog:
         return None
 
     def _attempt(self, attempt: Attempt) -> dict[str, Any]:
-        _, since_s = self._aboard.get(attempt.id, (attempt, self._clock()))
+        _, since_s = self._in_flight.get(attempt.id, (attempt, self._clock()))
         seconds, worker = round(self._clock() - since_s, 3), self._workers.get(attempt.slot, "")
         return {"task": attempt.task, "attempt": attempt.id, "worker": worker, "seconds": seconds}
 
     def _lost(self, slot: int) -> dict[str, Any]:
         """Returns the slot and what its worker was doing, which goes with it."""
-        aboard = [attempt for attempt, _ in self._aboard.values() if attempt.slot == slot]
-        lost = {"slot": slot, "attempts": [self._attempt(attempt) for attempt in aboard]}
-        for attempt in aboard:
-            del self._aboard[attempt.id]
+        in_flight = [attempt for attempt, _ in self._in_flight.values() if attempt.slot == slot]
+        lost = {"slot": slot, "attempts": [self._attempt(attempt) for attempt in in_flight]}
+        for attempt in in_flight:
+            del self._in_flight[attempt.id]
         self._workers.pop(slot, None)
         return lost
 
@@ -134,8 +134,8 @@ class EventLog:
 def read_events(store: Store) -> Iterator[dict[str, Any]]:
     """Yields the lines of every driver's log, driver by driver, each with its `driver`.
 
-    Anyone who can write to the bucket may have written them: lines that are no JSON object are left out,
-    and nothing else is promised of their fields. Raises StorageError.
+    Anyone who can write to the bucket may have written them: lines that are not JSON objects are left out,
+    and the fields of the others may hold anything. Raises StorageError.
     """
     keys = [info.key for info in store.list("events/") if _KEY.fullmatch(info.key)]
     for key in sorted(keys)[:MOST_DRIVERS]:

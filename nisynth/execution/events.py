@@ -2,8 +2,8 @@
 
 The drive loop tells every event once, in the order in which things happen. A listener is any function of
 one event: the display of a terminal, the lines of a log, the record in the store, metrics. Listeners decide
-nothing and a run never waits for them: each has a thread of its own, and one that raises, hangs or falls
-behind misses events, which costs the run nothing.
+nothing, and a run never waits for them: each has its own thread, and a listener that raises, hangs or is too
+slow misses events, which costs the run nothing.
 """
 
 import queue

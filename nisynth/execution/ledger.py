@@ -20,7 +20,7 @@ FAULTS: frozenset[FailureKind | LossKind] = frozenset({"out_of_memory", "raised"
 """Failures that may be the task's or the worker's: a GPU whose context is broken raises for every task."""
 
 APPLICATION = NUMERIC | FAULTS
-"""Failures that count towards a task's quarantine. Any other kind is the machinery's."""
+"""Failures that count towards a task's quarantine. Other kinds are failures of machines, network or store."""
 
 DEATHS: frozenset[FailureKind | LossKind] = frozenset({"worker_died", "deadline"})
 """Ends of a worker that its computing task may have caused."""
@@ -136,7 +136,7 @@ class Ledger:
         self.records.setdefault(attempt.task, Record()).attempts.append(attempt)
 
     def end(self, attempt: Attempt, failure: Failure | None = None) -> None:
-        """Takes the attempt out of flight; a task with a twin in flight waits for it, others go on."""
+        """Takes the attempt out of flight; a task with another attempt in flight waits for that one."""
         record = self.records[attempt.task]
         record.attempts.remove(attempt)
         if failure is not None and failure.kind in APPLICATION | DEATHS:

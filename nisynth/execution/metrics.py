@@ -59,7 +59,7 @@ class RayMetrics:
         self._metrics: dict[str, Any] = {}
         self._total = self._committed = self._quarantined = 0
         self._ready: set[int] = set()
-        self._aboard: dict[str, int] = {}
+        self._in_flight: dict[str, int] = {}
         self._told_retries = 0
 
     def __call__(self, event: Event) -> None:
@@ -79,19 +79,19 @@ class RayMetrics:
             case Listed():
                 self._total, self._committed = event.total_tasks, event.committed
             case AttemptStarted():
-                self._aboard[event.attempt.id] = event.attempt.slot
+                self._in_flight[event.attempt.id] = event.attempt.slot
             case TaskDone():
                 self._committed += 1
-                self._aboard.pop(event.attempt.id, None)
+                self._in_flight.pop(event.attempt.id, None)
             case AttemptFailed():
-                self._aboard.pop(event.attempt.id, None)
+                self._in_flight.pop(event.attempt.id, None)
             case TaskQuarantined():
                 self._quarantined += 1
             case WorkerReady():
                 self._ready.add(event.slot)
             case WorkerLost():
                 self._ready.discard(event.slot)
-                self._aboard = {name: slot for name, slot in self._aboard.items() if slot != event.slot}
+                self._in_flight = {name: slot for name, slot in self._in_flight.items() if slot != event.slot}
 
     def _record(self, event: Event) -> None:
         match event:
@@ -118,11 +118,11 @@ class RayMetrics:
     def _set_gauges(self) -> None:
         self._metrics["nisynth_workers"].set(len(self._ready), self._run)
         committed = min(self._committed, self._total)
-        flying = len(self._aboard)
-        left = max(0, self._total - committed - self._quarantined - flying)
+        in_flight = len(self._in_flight)
+        left = max(0, self._total - committed - self._quarantined - in_flight)
         states = {
             "committed": committed,
-            "in_flight": flying,
+            "in_flight": in_flight,
             "quarantined": self._quarantined,
             "left": left,
         }

@@ -95,7 +95,7 @@ class RayCrew:
             num_gpus=self._gpus,
             max_restarts=0,
             max_task_retries=0,
-            # Two attempts, so that an upload overlaps the next compute, a report, and one to spare.
+            # Two attempts, so that an upload overlaps the next compute; a progress call; and one to spare.
             max_concurrency=4,
         )
         self._handshake = (version, config.to_dict(), run.plan.fingerprint, run.store.url)
@@ -138,7 +138,7 @@ class RayCrew:
                 self._calls[self._actors[slot].progress.remote()] = _Call(slot, "progress")
 
     def _answers(self) -> list[Any]:
-        """Returns the answers that are there, after a second at most."""
+        """Waits a second at most for an answer, and returns all that have come."""
         if not self._calls:
             time.sleep(POLL_S)
             return []
@@ -148,7 +148,7 @@ class RayCrew:
         return ready
 
     def _receive(self, answers: list[Any], hear: Hear) -> None:
-        """Takes answers in, good ones first: a worker's last receipt counts before its death does."""
+        """Reports the answers, receipts before deaths: what a worker finished before it died shall count."""
         deaths = []
         for answer in answers:
             try:
@@ -185,10 +185,11 @@ class RayCrew:
         """Returns the scheduler's word for a worker's end, and one line about it."""
         line = _line(error)
         if isinstance(error, OutOfMemoryError):
-            # Its node had too little memory for all its workers, whatever this one was doing. The slot counts
-            # it, so that a node is not filled again for ever; the task does not.
+            # All workers of the node together took too much memory, so the task may not be the cause and does
+            # not count it. The slot does: else a node would be filled again for ever.
             used = re.search(r"[\d.]+GB used / [\d.]+GB", str(error))
-            return "node_memory", f"Ray ended it for want of memory on its node: {used[0] if used else line}"
+            detail = used[0] if used else line
+            return "node_memory", f"Ray ended it because its node is out of memory: {detail}"
         if isinstance(error, ActorDiedError) and error.preempted:
             return "preempted", line
         worker = self._ready.get(call.slot)
@@ -199,7 +200,7 @@ class RayCrew:
         return ("start_failed" if call.method == "start" else "worker_died"), line
 
     def _note_waiting(self, hear: Hear) -> None:
-        """Says every 30 s that nobody is ready yet, what a worker needs and what there is."""
+        """Says every 30 s, while no worker is ready, what one needs and what the cluster has."""
         now_s = time.monotonic()
         if self._ready:
             self._noted_s = now_s

@@ -1,7 +1,7 @@
 """What a run will take on a cluster: the drive loop itself, against virtual workers in virtual time.
 
 The scheduler, its rules and the loop are those of a real run, so a prediction holds what they do: the canary
-that goes first alone, uploads beside the next compute, duplicates of stragglers, what a lost node costs.
+that goes first alone, uploads beside the next compute, duplicates of stragglers, and what a lost node costs.
 """
 
 import random
@@ -89,7 +89,7 @@ def simulate(
     """Returns what a run of `num_tasks` takes on `gpus` workers of one GPU each.
 
     loss_per_hour: the share of nodes lost in an hour, each replaced after `costs.start_s`. Deterministic by
-    seed. Raises what the scheduler would end such a run with, e.g. Stalled.
+    seed. Raises the error that such a run would end with, e.g. Stalled.
     """
     draw = random.Random(seed)
 
@@ -124,7 +124,7 @@ def costs_of(run: Run, start_s: float | None = None) -> Costs:
 
     found = [timing for timing in in_parallel(timings, tasks[::step]) if timing.get("synthesize", 0.0) > 0]
     if not found:
-        raise IncompleteRun(f"{run.store.url}: no commit says how long its task took; give --task-s")
+        raise IncompleteRun(f"{run.store.url}: no commit says how long its task took; give --task-s S")
     compute_s = [timing["synthesize"] + timing.get("judge", 0.0) for timing in found]
     store_s = [timing.get("encode", 0.0) + timing.get("put", 0.0) for timing in found]
     costs = Costs(compute_s=compute_s, store_s=median(store_s))

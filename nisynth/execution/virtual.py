@@ -1,8 +1,8 @@
 """The virtual crew: workers without work, in virtual time, for simulations of a run.
 
-The drive loop, the scheduler and their rules are the real ones; only workers, store and clock are not. A
-run of a thousand tasks takes milliseconds. The planner predicts with it, and the tests put every rule to
-the proof against worlds in which tasks fail, workers die and nodes are taken away.
+The drive loop, the scheduler and their rules are the real ones; workers, store and clock are simulated. A
+run of a thousand tasks takes milliseconds. The planner predicts with it, and the tests check every rule in
+simulations in which tasks fail, workers die and nodes are taken away.
 """
 
 import heapq
@@ -86,9 +86,9 @@ class VirtualCommits:
 class VirtualCrew:
     """Workers that do as `act` says, in time that passes only while the loop waits.
 
-    act: what an attempt does. start_s: from the start of a worker in a slot until it is ready; infinite
-    for one that never is. loss_per_hour: of each worker, by the loss of its node; draws: where chance comes
-    from. on_turn: called at every turn of the loop with the crew, for what else shall happen.
+    act: what an attempt does. start_s: from the start of a worker in a slot until it is ready; infinite for
+    a worker that never is. loss_per_hour: the probability, by hour, that a worker's node is lost. draw: the
+    source of randomness. on_turn: called with the crew at every turn of the loop, for anything else.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class VirtualCrew:
         self._numbers = count()
         self._lost: list[WorkerLost] = []
         self.busy_s = 0.0
-        """Seconds of compute so far, whatever came of it."""
+        """Seconds of compute so far, lost compute included."""
 
     def now_s(self) -> float:
         """Returns the virtual seconds since the crew was made."""

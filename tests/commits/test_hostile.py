@@ -101,7 +101,7 @@ def test_a_commit_with_a_number_that_json_lacks_is_refused(tmp_path: Path, field
     run = prepared(tmp_path)
     key = commit_key(run.plan.fp12, 1)
     text = json.dumps(json.loads(run.store.get(key)) | {field: {"extra": ["PLACE"]}})
-    with pytest.raises(DataError, match="figures or versions hold what is no finite number"):
+    with pytest.raises(DataError, match="figures or versions hold a number that is not finite"):
         Commit.from_json(text.replace('"PLACE"', number).encode(), key, run.plan)
 
 
@@ -147,11 +147,11 @@ def test_a_small_manifest_that_unfolds_is_refused_before_it_does(tmp_path: Path)
     many = pa.concat_tables([table] * 50_000).combine_chunks()
     plain = {"use_dictionary": False, "compression": "zstd"}
     forgeries: list[tuple[pa.Table, dict[str, Any], str]] = [
-        (long, plain, "unfolds to"),
+        (long, plain, "unpacked it has"),
         (many, plain, "300000 rows, the run has 6 tasks"),
         (table, {"use_dictionary": True}, "is encoded as"),
-        (table.append_column("more", table["task"]), plain, "its columns are not"),
-        (table.drop_columns(["seed"]), plain, "its columns are not"),
+        (table.append_column("more", table["task"]), plain, "its columns or their types are not"),
+        (table.drop_columns(["seed"]), plain, "its columns or their types are not"),
     ]
     for forged, options, words in forgeries:
         assert reseal(run, forged, **options) < 1_000_000
@@ -202,7 +202,7 @@ def test_no_altered_byte_of_a_manifest_goes_unseen(tmp_path: Path, position: int
     source_of(run).answers[MANIFEST_KEY] = [
         sound[:position] + bytes([sound[position] ^ byte]) + sound[position + 1 :]
     ]
-    with pytest.raises(DataError, match="its sha256 is not"):
+    with pytest.raises(DataError, match="its sha256 differs"):
         read_manifest(run)
 
 

@@ -201,7 +201,7 @@ def test_a_damaged_shard_is_named_never_shown_and_keeps_nobody_from_the_others(t
     shard = shard_of(run, 2)
     run.store.put(shard, flipped(run.store.get(shard)))
     source_of(run).gets.clear()
-    wrong = "is damaged: its sha256 is not its commit's, in 2 fetches"
+    wrong = "is damaged: its sha256 differs from its commit's, in 2 fetches"
     with pytest.raises(DataError, match=rf"{shard}: {wrong}; .*redo {run.store.url} --task 2"):
         pull(run.store, str(tmp_path / "copy"))
     assert source_of(run).gets[shard] == 2

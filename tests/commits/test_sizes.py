@@ -63,7 +63,7 @@ def test_verify_fetches_no_shard_that_the_plan_or_its_commit_could_not_give(tmp_
     source_of(run).gets.clear()
     for deep in (False, True):
         first, second = verify(run, deep=deep).problems[:2]
-        assert f"its shard has {HUGE} bytes, more than 4 images can take" in first.text
+        assert f"its shard has {HUGE} bytes, which exceeds the limit for 4 images" in first.text
         assert f"is damaged: it has {HUGE} bytes, its commit says" in second.text
     assert source_of(run).gets[claimed] == source_of(run).gets[longer] == 0
 
@@ -71,5 +71,5 @@ def test_verify_fetches_no_shard_that_the_plan_or_its_commit_could_not_give(tmp_
 def test_a_dataset_is_not_opened_on_a_shard_that_the_plan_could_not_give(tmp_path: Path) -> None:
     run = make_run(tmp_path, tasks=[0, 1])
     forge(run, 1, bytes=HUGE)
-    with pytest.raises(DataError, match="more than 4 images can take"):
+    with pytest.raises(DataError, match="exceeds the limit for 4 images"):
         open_dataset(run.store.url, allow_partial=True)

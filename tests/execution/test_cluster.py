@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head", "head:", ":1"])
 def test_what_is_no_clusters_address_is_refused(address: str) -> None:
     with (
-        pytest.raises(ConfigError, match=r"no cluster's address; give the head's host:port"),
+        pytest.raises(ConfigError, match=r"not the address of a Ray cluster; give the head's host:port"),
         connected(address, ExecutionConfig()),
     ):
         pass

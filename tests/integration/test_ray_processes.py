@@ -281,5 +281,7 @@ def test_workers_that_ray_ends_for_want_of_memory_are_the_machines_failure(
     process = start(faulty_config(tmp_path))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 5, err
-    assert re.search(r"is gone \(node_memory\): Ray ended it for want of memory .* [\d.]+GB used / ", err)
+    assert re.search(
+        r"is gone \(node_memory\): Ray ended it because its node is out of memory: .* [\d.]+GB used / ", err
+    )
     assert "quarantined" not in err

@@ -69,7 +69,7 @@ def test_a_shard_that_fails_is_raised_at_its_batch_and_the_state_before_resumes(
     stream = images.stream(4, shuffle=False)
     found: list[int] = []
     steps = (found.append(len(labels)) for _, labels in stream)
-    with pytest.raises(DataError, match=r"is damaged: its sha256 is not its commit's.*redo .*--task 5"):
+    with pytest.raises(DataError, match=r"is damaged: its sha256 differs from its commit's.*redo .*--task 5"):
         list(steps)
     assert len(found) == 10  # shards of 8 images: the 11th batch of 4 needs the sixth
     assert stream.state_dict()["position"] == 40
