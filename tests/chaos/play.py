@@ -63,7 +63,12 @@ def play(scenario: Scenario, world: World, trials: tuple[Trial, ...] | None = No
     for trial in scenario.trials if trials is None else trials:
         folder = world.folder / f"run-{time.monotonic_ns()}"
         folder.mkdir()
-        _Play(scenario, trial, world, folder).into(row)
+        try:
+            _Play(scenario, trial, world, folder).into(row)
+        except (AssertionError, TimeoutError) as error:  # the other scenarios still have something to tell
+            row.problems.append(
+                f"{row.name} ({trial.executor}/{trial.store}): not played to its end: {error}"
+            )
     return row
 
 

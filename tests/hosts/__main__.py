@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nisynth.commits import Run
 from tests.chaos.__main__ import COLUMNS, print_row
+from tests.chaos.drivers import LIMIT_S
 from tests.chaos.play import Row, damage, reference, write_config
 from tests.chaos.teacher import AT_WORK, WAIT
 from tests.faulty_teacher import hold_after
@@ -22,7 +23,6 @@ from tests.hosts.world import BIN, FAKETIME, World, opened_world
 from tests.processes import wait_until
 
 MOST_DRIVERS = 4
-DRIVER_LIMIT_S = 300.0
 
 
 class Play:
@@ -85,7 +85,7 @@ class Play:
                 if not self.scenario.skewed:
                     self._hold_both_nodes()
                 harm(self)
-            driver.wait(DRIVER_LIMIT_S)
+            driver.wait(LIMIT_S)
         except (TimeoutError, subprocess.TimeoutExpired) as error:
             driver.kill()
             raise AssertionError(f"{self.scenario.name}: {error}: {self.words()[-2000:]}") from error
@@ -195,7 +195,10 @@ def main(words: list[str]) -> int:
                 continue
             rows.append(Row(scenario.name))
             began_s = time.monotonic()
-            Play(world, scenario).into(rows[-1])
+            try:
+                Play(world, scenario).into(rows[-1])
+            except (AssertionError, TimeoutError) as error:
+                rows[-1].problems.append(f"not played to its end: {error}")
             rows[-1].done_s = time.monotonic() - began_s
             print_row(rows[-1].cells())
             for problem in rows[-1].problems:
