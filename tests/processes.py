@@ -67,7 +67,7 @@ def kill_9(pids: set[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = 300.0) -> None:
+def wait_until(condition: Callable[[], object], limit_s: float = 600.0) -> None:
     """Returns when the condition holds. Raises TimeoutError; the limit is for a very busy machine."""
     deadline_s = time.monotonic() + limit_s
     while not condition():

@@ -26,7 +26,7 @@ OTHERS = [
 SCRIPTS = [*(REPO / "jobs").glob("*.py"), *(REPO / "nisynth").rglob("*.py")]
 # nisynth's own, or a job's script, before it whatever runs it (`ray job submit ... -- `).
 PROGRAM = r"(?:\$\(BIN\)/)?nisynth(?= )|python (?:/opt/nisynth/)?jobs/\w+\.py"
-STANDS_FOR = {"N": "1", "S": "1", "E": "--embedding=x", "...": "", "{": ""}
+STANDS_FOR = {"N": "1", "S": "1", "E": "--embedding=x", "...": "x"}
 
 
 def inline(text: str) -> Iterator[str]:
