@@ -162,7 +162,7 @@ class Commit(ShardRecord):
         try:
             json.dumps([self.figures, self.versions], allow_nan=False)  # what is read can be written again
         except (ValueError, RecursionError):
-            return "figures or versions hold what is no finite number"
+            return "figures or versions hold a number that is not finite"
         named = {name: None for point in self.curve for name in point}
         words = _words([self.device, self.worker, self.versions, self.figures, self.timings_s, named])
         if not all(len(word) <= MAX_WORD_CHARS and is_printable(word) for word in words):

@@ -102,7 +102,9 @@ def refusal(words: list[str], whole: bool) -> str | None:
         said = error.format_message()
         return None if said.startswith("Missing ") and not whole else said
     config = str(context.params.get("config", "")).removeprefix("/etc/nisynth/")
-    if re.fullmatch("[a-z0-9_]+", config) and not list((REPO / "nisynth/configs").rglob(f"{config}.yaml")):
+    if re.fullmatch("[a-z][a-z0-9_]+", config) and not list(
+        (REPO / "nisynth/configs").rglob(f"{config}.yaml")
+    ):
         return f"no config {config!r} ships"
     return None
 

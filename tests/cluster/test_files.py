@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from nisynth import __version__
+from nisynth.cli import EXIT_CODES
 from nisynth.config import load_config
 from nisynth.config_loader import load_as
 from nisynth.consumers.distill import DistillConfig
@@ -187,6 +188,14 @@ def test_kustomize_itself_makes_the_same_manifests(folder: Path) -> None:
 def test_the_readme_names_every_variant() -> None:
     table = (CLUSTER / "README.md").read_text().partition("## Once")[0]
     assert [folder.name for folder in FOLDERS[1:] if f"(`{folder.name}`)" not in table] == []
+
+
+def test_one_list_of_exit_codes() -> None:
+    told = set(re.findall(r"(?:^|; )\s*(\d+) ", EXIT_CODES.replace("Exit codes: ", "").replace("\n", " ")))
+    assert {"0", "1", "2", "141"} <= told
+    for page in (REPO / "README.md", CLUSTER / "README.md"):
+        table = page.read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+        assert set(re.findall(r"^\| (\d+) \|", table, re.MULTILINE)) == told, page
 
 
 def test_every_copied_file_exists() -> None:

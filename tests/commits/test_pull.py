@@ -313,7 +313,7 @@ def test_a_sealed_copy_is_judged_by_its_own_seal(tmp_path: Path) -> None:
     pull(run.store, str(tmp_path / "copy"))
     copy = Run.open(open_store(str(tmp_path / "copy")))
     copy.store.put("_MANIFEST", flipped(copy.store.get("_MANIFEST")))
-    with pytest.raises(DataError, match="sha256 is not what _SUCCESS says"):
+    with pytest.raises(DataError, match="sha256 differs from the one in _SUCCESS"):
         pull(run.store, str(tmp_path / "copy"))
 
 

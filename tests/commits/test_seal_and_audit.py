@@ -172,7 +172,7 @@ def test_a_damaged_manifest_is_found(run: Run) -> None:
     commit_all(run)
     seal(run)
     damage(run, "_MANIFEST")
-    assert "sha256 is not what _SUCCESS says" in verify(run).problems[0].text
+    assert "sha256 differs from the one in _SUCCESS" in verify(run).problems[0].text
     with pytest.raises(DataError):
         read_manifest(run)
 
@@ -200,7 +200,7 @@ def test_what_an_interrupted_seal_left_is_judged_where_it_would_hinder_the_next(
     run.store.delete("_SUCCESS")
     assert verify(run).problems == ()  # the same commits: the next seal goes on from there
     run.store.put("_MANIFEST", b"of commits that are gone")
-    with pytest.raises(DataError, match="exists with another content"):
+    with pytest.raises(DataError, match="its content differs from what the commits give"):
         seal(run)
     assert "the manifest lists other shards than the commits" in verify(run).problems[0].text
     redo_bad(run)
@@ -228,7 +228,7 @@ def test_a_manifest_that_is_missing_under_the_seal_is_damage_that_redo_bad_mends
     commit_all(run)
     assert seal(run)
     run.store.delete("_MANIFEST")
-    with pytest.raises(DataError, match=r"_MANIFEST: is missing, though _SUCCESS .*redo .* --bad"):
+    with pytest.raises(DataError, match=r"_MANIFEST: missing, though _SUCCESS .*redo .* --bad"):
         read_manifest(run)
     verdict, removed = redo_bad(run)
     assert len(verdict.problems) == 1

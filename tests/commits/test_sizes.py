@@ -45,7 +45,7 @@ def test_what_stands_in_the_place_of_ours_is_compared_by_its_size_first(tmp_path
     run = make_run(tmp_path)
     run.store.delete("_SUCCESS")
     source_of(run).sizes["_MANIFEST"] = HUGE
-    with pytest.raises(DataError, match="exists with another content"):
+    with pytest.raises(DataError, match="its content differs from what the commits give"):
         seal(run)
     key = shard_key(run.plan.fp12, 0, attempt := str(uuid4()), "parquet")
     run.store.create(key, b"another's")
