@@ -27,7 +27,7 @@ from nisynth.errors import ConfigError, DataError, PlanMismatch, counted
 from nisynth.execution import COMPLETE, PARTIAL
 from nisynth.progress import format_seconds, printable
 from nisynth.series.by_url import verify as judge
-from nisynth.series.run import open_run
+from nisynth.series.run import Series, open_run
 from nisynth.storage import open_store
 
 if TYPE_CHECKING:
@@ -235,7 +235,10 @@ def redo(
 
 
 def gc(url: UrlArgument) -> None:
-    """Delete shards that lost to another attempt's commit, and what killed writers left; nothing else."""
+    """Delete shards that lost to another attempt's commit, and what killed writers left; nothing else.
+
+    Of a series also the copies of rivals that its rounds do not compete with.
+    """
     opened = open_run(url)
     deleted = audit.gc(opened)
     swept = sum(
@@ -245,6 +248,10 @@ def gc(url: UrlArgument) -> None:
         f"{counted(len(deleted), 'losing shard')} deleted,"
         f" and {counted(swept, 'file')} that killed writers left"
     )
+    if isinstance(opened, Series):
+        from nisynth.series.rivals import delete_losing_rivals
+
+        out.print(f"{counted(len(delete_losing_rivals(opened)), 'losing rival')} deleted")
 
 
 def preview(

@@ -72,6 +72,23 @@ def check_rival(store: Store, number: int, sha256: str) -> bytes:
     return data
 
 
+def delete_losing_rivals(series: Series) -> list[str]:
+    """Deletes the copies of rivals that no begun round names; returns their keys. Raises StorageError.
+
+    Two conductors whose students differed leave two: the plan of the round says which one counts. Of a round
+    that is not begun, nothing is deleted.
+    """
+    deleted = []
+    for number in range(1, len(series.rounds)):
+        winner = rival_key(number, series.rival_sha256(number) or "")
+        for info in list(series.store.list(f"{rival_folder(number)}/")):
+            name = info.key.rpartition("/")[2].removesuffix(".safetensors")
+            if _SHA256.fullmatch(name) and info.key != winner:
+                series.store.delete(info.key)
+                deleted.append(info.key)
+    return deleted
+
+
 def judge_rivals(series: Series) -> Iterator[Problem]:
     """Yields what is wrong with the rivals of the rounds that are begun. Raises StorageError.
 

@@ -161,7 +161,11 @@ def test_every_verb_of_a_run_takes_a_series(
         row.task: row.sha256 for row in nisynth.open_dataset(str(tmp_path / "copy")).shards
     }
     assert command(capsys, "pull", url, tmp_path / "copy")[0] == 0
-    assert command(capsys, "gc", url)[1].startswith("0 losing shards")
+    said = command(capsys, "gc", url)[1]
+    assert said.startswith("0 losing shards")
+    assert "0 losing rivals deleted" in said
+    assert command(capsys, "retry", url)[1] == "no task is quarantined; nothing was changed\n"
+    assert command(capsys, "preview", url, "--task", "4", "-o", tmp_path / "task.png")[0] == 0
     code, out, _ = command(capsys, "export", url, tmp_path / "out", "--format", "npz")
     assert code == 0
     assert "19 images as npz, 5 parts" in out

@@ -138,7 +138,10 @@ def test_a_student_of_other_last_bits_than_the_first_conductors_is_not_taken(
     report = nisynth.adapt(values, url)
     assert report.executed == SIZES[0]
     assert report.rivals[0] == rival["of"]
-    assert len(list((Path(url) / "rivals/0001").glob("?" * 64 + ".safetensors"))) == 2
+    copies = Path(url, "rivals/0001")
+    assert len(list(copies.glob("?" * 64 + ".safetensors"))) == 2
+    assert execute(["gc", url]) == 0
+    assert [path.stem for path in copies.glob("?" * 64 + ".safetensors")] == [rival["of"]]
     assert execute(["verify", url, "--deep", "--complete", "-q"]) == 0
 
 
