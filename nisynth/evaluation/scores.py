@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from nisynth.errors import ConfigError
-from nisynth.evaluation.frechet import Array, Features
+from nisynth.evaluation.frechet import ROWS_AT_ONCE, Array, Features
 from nisynth.evaluation.manifold import nearest_neighbours
 
 IS_SPLITS = 10
@@ -209,11 +209,18 @@ def f_beta(precision: Array, recall: Array, beta: float) -> Array:
 
 
 def calibrate(logits: Features, labels: npt.NDArray[np.int64]) -> Calibration:
-    """Returns how often and how surely `(N, C)` logits choose the labels `(N,)`, and how far these differ."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    odds = np.exp(shifted)
-    confidence = (odds / odds.sum(axis=1, keepdims=True)).max(axis=1)
-    right = logits.argmax(axis=1) == labels
-    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    return Calibration(float(right.mean()), float(confidence.mean()), float(np.abs(gaps).sum() / len(labels)))
+    """Returns how often and how surely `(N, C)` logits choose the labels `(N,)`, and how far these differ.
+
+    Memory is `ROWS_AT_ONCE` rows of logits.
+    """
+    hits, surety, gaps = 0, 0.0, np.zeros(ECE_BINS)
+    for start in range(0, len(logits), ROWS_AT_ONCE):
+        part = logits[start : start + ROWS_AT_ONCE]
+        odds = np.exp(part.astype(np.float64) - part.max(axis=1, keepdims=True))
+        confidence = (odds / odds.sum(axis=1, keepdims=True)).max(axis=1)
+        right = part.argmax(axis=1) == labels[start : start + ROWS_AT_ONCE]
+        bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+        gaps += np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
+        hits, surety = hits + int(right.sum()), surety + float(confidence.sum())
+    count = len(labels)
+    return Calibration(hits / count, surety / count, float(np.abs(gaps).sum() / count))

@@ -1,6 +1,7 @@
 """Literal values of the libraries' tests and of hand calculation, and where a library alone fails."""
 
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -144,6 +145,20 @@ def test_calibration_of_a_network_that_is_too_sure() -> None:
     logits = np.log(np.array([[0.9, 0.1]] * 10))
     found = calibrate(logits, np.array([0] * 7 + [1] * 3))
     assert (found.accuracy, found.confidence, found.ece) == (0.7, pytest.approx(0.9), pytest.approx(0.2))
+
+
+def test_calibration_holds_some_rows_at_once() -> None:
+    logits = np.random.default_rng(0).standard_normal((40_000, 100), dtype=np.float32)
+    labels = logits.argmax(axis=1)
+    tracemalloc.start()
+    try:
+        found = calibrate(logits, labels)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.accuracy == 1.0
+    assert found.confidence + found.ece == pytest.approx(1.0)
+    assert peak_bytes < logits.nbytes
 
 
 @pytest.mark.parametrize(
