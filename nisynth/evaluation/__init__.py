@@ -9,8 +9,9 @@ embedding.py   a network and images -> features, once per (set, network, layer)
 figures.py     every figure between two sets, and its floor
 pixels.py      what the pixels alone say
 quality.py     all of it for one set, in one frozen result
-tsne.py        maps of features, and how far a 10-NN tells the two sets apart
+tsne.py        maps of features, and how well a 10-NN tells the two sets apart
 
-What takes arrays takes `(N, d)`, real or synthetic, and computes in float64. The Frechet distance and the
-manifold need numpy alone; the rest of scores.py and tsne.py the extra `evaluation`.
+Functions on arrays take `(N, d)`, real or synthetic, and compute in float64. The Frechet distance,
+manifold.py, CMMD and calibration need numpy alone; the rest of scores.py and tsne.py need the extra
+`evaluation`.
 """

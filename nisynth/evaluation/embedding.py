@@ -1,8 +1,8 @@
 """Images -> features, once per (set, network, layer): streamed, kept on disk, mapped from there.
 
-A set is named by the hash of its images, a network by that of its weights, so a hit never depends on a
-URL. A folder of features appears whole, by rename. Memory is one batch; 256,000 images of a 512-d layer
-take 0.5 GB of disk.
+A set is named by the hash of its images, a network by that of its weights, so that what the cache finds never
+depends on a URL. A folder of features appears complete, by a rename. Memory is one batch; 256,000 images
+of a 512-d layer take 0.5 GB of disk.
 """
 
 import hashlib
@@ -97,11 +97,11 @@ def embed(
     folder: Path | None = None,
     on_images: OnImages | None = None,
 ) -> Features:
-    """Returns what a network makes of every image, computed unless `folder` has it already.
+    """Returns a network's features of every image, computed unless `folder` holds them already.
 
     folder: where features are kept; None takes the cache that readers of runs have. on_images: called with
-    (images done, images in all). Raises StorageError when the folder cannot hold them, and what reading
-    the images raises.
+    (images done, images in all). Raises StorageError when the folder cannot hold them, and the errors of
+    reading the images.
     """
     key = hashlib.sha256(
         f"{VERSION}\n{images.content}\n{images.count}\n{network.sha256}\n{network.resize}\n".encode()

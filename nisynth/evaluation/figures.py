@@ -1,8 +1,8 @@
 """The figures between synthetic and real features, in one table, and the floor of each.
 
-The floor is the same figure with as many other real images in the place of the synthetic ones: a seed
-halves the real set, class by class; one half is the reference, the other lends the floor. All figures
-depend on how many images they are taken of, so both are taken of equally many.
+The floor is the same figure of other real images instead of the synthetic ones. A seed splits the real set,
+class by class, in two halves: one is the reference, the other gives the images of the floor. Every figure
+depends on the number of images, so a figure and its floor are measured on equally many.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from nisynth.evaluation.published import CLIP
 
 KS = (3, 5)
 MOST_POINTS = 10_000
-"""Images of each set, at most, in figures whose cost grows with the square of their number."""
+"""Images of each set, at most, in figures whose cost grows with the square of the number of images."""
 FLOOR_DRAWS = 3
 
 Array = frechet.Features
@@ -30,10 +30,10 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. n_generated, n_real: images it was taken of. k: neighbours, where it counts them.
+    """One figure. n_generated, n_real: images it was measured on. k: neighbours, where it counts them.
 
-    floor: the same between real images; floor_std over its draws, None for a single one. A figure of all
-    images, whatever their numbers, has no floor.
+    floor: the same between real images; floor_std: over its draws, None for a single one. The figure of all
+    images has no floor.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Figure:
 class Metric:
     """One row of the table. measure: of generated and real features -> values by (figure's name, k).
 
-    least, most: images of each set. embedding: the only network whose features it is taken of, None for any.
+    least, most: images of each set. embedding: the only network that it is measured with, None for any.
     """
 
     layers: Literal["every", "pool", "logits"]
@@ -60,7 +60,7 @@ class Metric:
     embedding: str | None = None
 
     def reads(self, layer: str) -> bool:
-        """Says whether the metric is taken of this layer."""
+        """Says whether the metric is measured on this layer."""
         return {"every": True, "pool": layer == POOL, "logits": layer == LOGITS}[self.layers]
 
 
@@ -109,7 +109,7 @@ METRICS = (
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which images figures are taken of: `generated`, and each of `floors`, against `reference`."""
+    """Which images figures are measured on: `generated`, and each of `floors`, against `reference`."""
 
     generated: Indices
     reference: Indices
@@ -119,8 +119,8 @@ class Samples:
     def draw(cls, generated: Labels, real: Labels, seed: int, most: int | None = None) -> "Samples":
         """Returns equally many synthetic and floor images, drawn by the seed, `most` of each set at most.
 
-        generated, real: the labels. Each part holds the classes evenly, as a synthetic set does: where
-        chance decides how often a class is drawn, that alone can double a floor.
+        generated, real: the labels. Each part holds the classes evenly, as a synthetic set does: a floor
+        can double when chance decides how often each class is drawn.
         """
         rng = np.random.default_rng(seed)
         order, rank = _evenly(real, rng)
@@ -151,9 +151,8 @@ def measure_figures(
     for metric in metrics:
         samples = Samples.draw(generated.labels, real.labels, seed, metric.most)
         if min(len(samples.generated), len(samples.reference)) < metric.least:
-            notes.append(
-                f"left out, since they need {metric.least} images: {metric.measure.__name__.strip('_')}"
-            )
+            name = metric.measure.__name__.strip("_")
+            notes.append(f"not measured: {name}, which needs {metric.least} images of each set")
             continue
         for layer in generated.layers:
             if metric.reads(layer):
@@ -162,7 +161,7 @@ def measure_figures(
                         metric, layer, generated.layers[layer], real.layers[layer], samples
                     )
                 except ConfigError as error:  # the extra is not installed
-                    notes.append(f"left out {metric.measure.__name__.strip('_')}: {error}")
+                    notes.append(f"not measured: {metric.measure.__name__.strip('_')}: {error}")
     return figures + _copying(generated, real, notes, seed) + _of_all_images(generated, real)
 
 
@@ -176,7 +175,7 @@ def _copying(generated: Features, real: Features, notes: list[str], seed: int) -
     try:
         value = scores.data_copying(*parts, seed)
     except ConfigError as error:  # the extra is not installed
-        notes.append(f"left out C_T: {error}")
+        notes.append(f"not measured: C_T: {error}")
         return []
     counts = len(samples.generated), len(samples.reference)
     return [] if value is None else [Figure("c_t", POOL, value, *counts)]
@@ -204,7 +203,7 @@ def _with_floor(metric: Metric, layer: str, generated: Array, real: Array, sampl
 
 
 def _of_all_images(generated: Features, real: Features) -> list[Figure]:
-    """Returns the Frechet distance in the pool of everything there is: what papers print, without a floor."""
+    """Returns the Frechet distance in the pool of all images, as papers print it, without a floor."""
     counts = len(generated.labels), len(real.labels)
     if min(counts) < 2:
         return []

@@ -65,7 +65,7 @@ class Gaussian:
 
 
 def frechet_distance(x: Gaussian, y: Gaussian) -> Frechet:
-    """Returns the Frechet distance of two Gaussians; symmetric, at least 0 but for rounding."""
+    """Returns the Frechet distance of two Gaussians; symmetric; at least 0, except for rounding errors."""
     difference = x.mean - y.mean
     mean_term = float(difference @ difference)
     cross = np.linalg.svd(x.root @ y.root.T, compute_uv=False).sum()

@@ -2,9 +2,9 @@
 
 Precision and recall as Kynkaanniemi et al. (NeurIPS-19) define them, density and coverage as Naeem et al.
 (ICML-20): a set is the union of balls around its points, each as large as the distance to its k-th
-neighbour. The authors' codes differ in what a point on a ball's surface is, and so do these: inside (<=) for
-precision and recall, outside (<) for density and coverage. Distances are float64 after the joint mean was
-taken off, in chunks of rows: memory is O(chunk x N).
+neighbour. A point on the surface of a ball counts as inside (<=) for precision and recall and as outside (<)
+for density and coverage, as in the authors' code. Distances are float64, after the joint mean is
+subtracted, in chunks of rows: memory is O(chunk x N).
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +100,10 @@ class Authenticity:
 
 
 def authenticity(generated: Features, real: Features) -> Authenticity:
-    """Returns how far generated points keep from single real ones. Raises ValueError for one real point."""
+    """Returns how far generated points are from the nearest real ones.
+
+    Raises ValueError for one real point.
+    """
     distances, positions = nearest_neighbours(generated, real, 1)
     own, _ = nearest_neighbours(real, real, 2)
     keeps = distances[:, 0] >= own[positions[:, 0], 1]

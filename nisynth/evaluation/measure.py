@@ -1,4 +1,4 @@
-"""From a run's URL to its quality: sets and networks are opened and held against each other."""
+"""From a run's URL to its quality: sets and networks are opened and compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

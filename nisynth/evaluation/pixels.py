@@ -1,4 +1,4 @@
-"""What the pixels of a set say, in one pass: how bright, how smooth, how saturated, how often twice."""
+"""Statistics of a set's pixels, in one pass: brightness, smoothness, saturation, exact duplicates."""
 
 import hashlib
 from collections import Counter

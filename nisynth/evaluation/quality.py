@@ -29,7 +29,7 @@ PRECISION_MISLEADS = (
 
 @dataclass(frozen=True)
 class Recognition:
-    """How a network takes the images' labels, all 0..1; beside it the same on the real set, None without."""
+    """How a network agrees with the images' labels, 0..1. real: the same on the real set, if any."""
 
     network: str
     synthetic: scores.Calibration
@@ -296,7 +296,7 @@ def _closest(
 
 
 def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
-    """Returns what a reader of these figures must not miss."""
+    """Returns the notes that a reader of these figures needs."""
     if not figures:
         return []
     notes = [PRECISION_MISLEADS]
@@ -306,8 +306,8 @@ def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
             notes.append(f"FD is {times:,.0f} times its floor: these images are far from the real ones")
         if figure.name == "kid_x1000" and figure.floor is not None and figure.floor < -1.0:
             notes.append(
-                "KID may fall below 0: its estimator takes images for drawn at random, and here every class"
-                " is drawn equally often"
+                "KID may be below 0: its estimator assumes images drawn at random, and here every class is"
+                " drawn equally often"
             )
         if figure.name == "c_t" and figure.value < COPIES_BELOW:
             notes.append(
@@ -316,7 +316,7 @@ def how_to_read(figures: tuple[Figure, ...]) -> list[str]:
             )
         if (figure.name, figure.k) == ("coverage", CLASS_K) and figure.value < LEAST_COVERAGE:
             notes.append(
-                f"coverage is {figure.value:.3f}: nearly no real image has a synthetic one beside it"
-                + ("" if figure.floor is None else f" (real images in their place: {figure.floor:.3f})")
+                f"coverage is {figure.value:.3f}: almost no real image has a synthetic one near it"
+                + ("" if figure.floor is None else f" (floor: {figure.floor:.3f})")
             )
     return notes

@@ -1,7 +1,7 @@
 """Figures of one set's logits, or of two sets' features, by kept libraries where they are right.
 
-Inception score and KID are torch-fidelity's, fed so that its arithmetic stays sound; the clusters of
-Sajjadi's curve and of C_T are scikit-learn's. CMMD and calibration need numpy alone.
+Inception score and KID are torch-fidelity's, in float64 and without logits that would give NaN; the clusters
+of Sajjadi's curve and of C_T are scikit-learn's. CMMD and calibration need numpy alone.
 """
 
 import importlib
@@ -209,7 +209,7 @@ def f_beta(precision: Array, recall: Array, beta: float) -> Array:
 
 
 def calibrate(logits: Features, labels: npt.NDArray[np.int64]) -> Calibration:
-    """Returns how often and how surely `(N, C)` logits choose the labels `(N,)`, and how far these differ.
+    """Returns accuracy, mean confidence and calibration error of `(N, C)` logits for the labels `(N,)`.
 
     Memory is `ROWS_AT_ONCE` rows of logits.
     """

@@ -1,4 +1,4 @@
-"""Maps of features (Figures 4 and 7), and how far a 10-NN tells synthetic from real in the features."""
+"""Maps of features (Figures 4 and 7), and how well a 10-NN tells synthetic from real in the features."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how a network wants them: the one type that rooms hand to one another.
+"""Labelled images in memory and their normalization: the type that all rooms exchange.
 
 real.py     real image sets, decoded once
 augment.py  random crops and mirrored images, as pure functions of (seed, epoch)

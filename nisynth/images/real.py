@@ -1,8 +1,8 @@
-"""A real test set, decoded once into memory: the judge of what the synthetic images are good for.
+"""Real image sets, decoded once into memory, to measure synthetic images and networks on.
 
 Read from Parquet in the Hugging Face schema (a file, an object or a folder), a folder of images with one
 folder per class (torchvision's ImageFolder layout, read without torchvision), or, with the prefix `hf:`,
-through the `datasets` library. Real images are only ever measured on, never trained on or selected by.
+through the `datasets` library. Only the fit `wgan_gp` trains on real images; the rest measures on them.
 """
 
 import importlib

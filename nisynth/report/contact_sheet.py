@@ -1,4 +1,4 @@
-"""A contact sheet: one class per column under its name, so that a look tells whether classes differ.
+"""A contact sheet: one class per column under its name, so that one sees whether classes differ.
 
 Many classes wrap into bands of columns one below the other, each with its own names, so that the sheet
 stays readable: at most 1,600 px wide, cells of 96 px a side and names of 14 px in one band, 64 px and

@@ -1,4 +1,4 @@
-"""The workers of a run over time, as a picture: one row a worker, one bar a task."""
+"""The workers of a run over time, as a picture: one row per worker, one bar per task."""
 
 import io
 from collections.abc import Sequence

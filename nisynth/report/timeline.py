@@ -1,4 +1,4 @@
-"""Who worked on what, and when: a row a worker, a bar an attempt, as paths that a template draws.
+"""Who worked on what, and when: one row per worker, one bar per attempt, as paths that a template draws.
 
 One path holds all bars of a worker and an outcome, so that ten thousand attempts stay small.
 """

@@ -78,7 +78,7 @@ def test_a_collapsed_set_is_called_far_from_the_real_ones(network: EmbeddingNetw
 
 def test_a_floor_below_zero_is_explained() -> None:
     kid = figures.Figure("kid_x1000", "pool", 36.8, 128, 5000, floor=-14.3)
-    assert any("KID may fall below 0" in note for note in how_to_read((kid,)))
+    assert any("KID may be below 0" in note for note in how_to_read((kid,)))
     assert not any("KID" in note for note in how_to_read((dataclasses.replace(kid, floor=-0.1),)))
 
 
@@ -135,7 +135,7 @@ def test_pixel_statistics() -> None:
 
 def test_what_a_metric_cannot_measure_is_said(network: EmbeddingNetwork) -> None:
     found = measure(images(8), network, real=images(8, seed=1))
-    assert any(note.startswith("left out, since they need 6 images: manifolds") for note in found.notes)
+    assert any(note.startswith("not measured: manifolds, which needs 6 images") for note in found.notes)
 
 
 def test_the_tables_fit_a_terminal_of_80_columns() -> None:

@@ -143,7 +143,7 @@ def test_what_storage_does_not_know_is_said_to_be_unknown(tmp_path: Path) -> Non
     commit_all(run)  # commits of an earlier version: no worker, no start
     text = build_page(str(tmp_path / "run"), Yardstick()).html.decode()
     assert "Timeline: not recorded." in text
-    assert "made good: not recorded" in text
+    assert "committed later: not recorded" in text
     assert "Not recorded: no commit holds a loss curve." in text
 
 
@@ -345,7 +345,7 @@ def test_a_real_set_gives_figures_pairs_and_a_map(tmp_path: Path) -> None:
     assert "Fréchet distance (FD)" in text
     assert text.count("beside real image ") == 16
     assert "a 10-nearest-neighbour classifier tells the two sets apart" in text
-    assert "left out, since they need 20 images: sajjadi" in text
+    assert "not measured: sajjadi, which needs 20 images of each set" in text
     assert str(tmp_path) not in text
     document: Any = data(text.encode())
     assert document["quality"]["real"] == "real"
