@@ -1,6 +1,6 @@
 """One generator for all images (Table 3, row 2): fresh latents and labels at every iteration, Eq. 8.
 
-The paper names no procedure; its "if the latent vector changes every training epoch" is taken at its word.
+The paper names no procedure; its "if the latent vector changes every training epoch" is followed literally.
 The generator is NaturalInversion's, without pyramid and scaling.
 """
 
@@ -40,9 +40,9 @@ class OneToManyConfig(NaturalInversionConfig):
         if self.pyramid or self.scaling:
             raise ConfigError("method.pyramid, method.scaling: must be false; one generator makes all images")
         if self.rival is not None:
-            raise ConfigError("method.rival: a fit has none")
+            raise ConfigError("method.rival: one_to_many takes none; leave it out")
         if self.exchange:
-            raise ConfigError("method.exchange: a fit finishes no batch to mix; leave it out")
+            raise ConfigError("method.exchange: a fit has no finished batch to mix; leave it out")
         if self.normalization != "teacher":
             raise ConfigError(
                 "method.normalization: a fitted generator's images have the teacher's; leave it out"

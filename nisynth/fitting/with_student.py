@@ -1,4 +1,4 @@
-"""What DAFL and DFAD share: a generator against a student, in turns or in one step, nothing real.
+"""What DAFL and DFAD share: a generator against a student, in turns or in one step, without real images.
 
 The published codes and DataFree's re-implementation of them differ in generator, rates, schedules and modes;
 each difference is one field of the config, and the presets name the combinations.
@@ -89,8 +89,8 @@ def make_generator(spec: GeneratorSpec, teacher: Teacher) -> FittedGenerator:
     step = GENERATORS[spec.arch].px_step
     if teacher.input_px % step:
         raise ConfigError(
-            f"teacher.input_px: {teacher.input_px} is no multiple of {step}, as the {spec.arch} generator"
-            " needs; choose method one_to_many, which makes any size"
+            f"teacher.input_px: {teacher.input_px} is not a multiple of {step}, which generator {spec.arch}"
+            " needs; use method one_to_many, which makes images of any size"
         )
     return FittedGenerator(spec, teacher.normalization).to(teacher.device)
 

@@ -8,5 +8,5 @@ run.py        a series read as one run: tasks numbered over all rounds; `open_ru
 rivals.py     the rivals' files, named by the hash of their weights, and what they were distilled from
 pull.py       a verified local copy
 config.py     the recipe: a run's config, the rounds, how rivals are distilled
-conductor.py  `adapt`: looks what is there and does the next thing
+conductor.py  `adapt`: looks at what is stored and takes the next step
 """

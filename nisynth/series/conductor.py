@@ -1,4 +1,4 @@
-"""The conductor of a series: looks what is there and does the next thing; it holds no state of its own.
+"""The conductor of a series looks at what is stored and takes the next step; it holds no state.
 
 Round by round: the rival is distilled from the rounds before, a copy of it gets the name of its hash, the
 round's run starts from that copy, and the seal comes last. Each step resumes by itself and a result that

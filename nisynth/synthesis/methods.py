@@ -108,7 +108,7 @@ METHODS: dict[str, MethodRow] = {
         load=lambda config, teacher: {"generator": load_generator(config.generator, teacher)},
     ),
     "noise": MethodRow(
-        summary="normal noise: the floor that any method must beat, and a load to test with",
+        summary="normal noise: what any method must be better than, and a quick load for tests",
         tables="-",
         cost=0.0,
         config=NoiseConfig,

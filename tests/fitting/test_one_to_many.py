@@ -154,7 +154,7 @@ def test_the_verb(tmp_path: Path) -> None:
 
 
 def test_a_fit_exchanges_nothing() -> None:
-    with pytest.raises(ConfigError, match=r"^method\.exchange: a fit finishes no batch to mix"):
+    with pytest.raises(ConfigError, match=r"^method\.exchange: a fit has no finished batch to mix"):
         OneToManyConfig(exchange=1)
 
 
