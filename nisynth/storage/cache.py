@@ -93,14 +93,14 @@ class CacheFolder:
             return False
         path = self.path(name)
         temporary = path.with_name(f"{uuid.uuid4()}.tmp")
-        with self._writing:  # one file of each process beyond the cap at most
+        with self._writing:
             try:
-                self._reserve(size)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(temporary, "xb") as file:
+                self._reserve(size, temporary)
+                with open(temporary, "r+b") as file:
                     for part in parts:
                         file.write(part)
-                os.replace(temporary, path)
+                with self._counting():
+                    os.replace(temporary, path)
             except OSError:
                 with suppress(OSError):
                     temporary.unlink()
@@ -112,23 +112,32 @@ class CacheFolder:
         with suppress(OSError):
             self.path(name).unlink()
 
-    def _reserve(self, size: int) -> None:
-        """Counts the bytes about to be written, after what must go for them has gone."""
+    @contextmanager
+    def _counting(self) -> Iterator[int]:
+        """Gives the descriptor of `used`, locked: no process makes or renames a file meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _reserve(self, size: int, temporary: Path) -> None:
+        """Makes an empty file of that size, and counts it, after what must go for it has gone."""
+        with self._counting() as descriptor:
             text = os.pread(descriptor, 32, 0)
             # Not a number: something else wrote it, so count the files.
             used = int(text) if text.isdigit() else self.cap_bytes
             if used + size > self.cap_bytes:
                 used = self._evict(size)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                file.truncate(size)  # whoever counts the files sees what it will be
             count = b"%d" % (used + size)
             os.pwrite(descriptor, count, 0)
             os.ftruncate(descriptor, len(count))
-        finally:
-            os.close(descriptor)
 
     def _evict(self, size: int) -> int:
         """Removes the least recently used files until 90 % of the cap are left; returns the bytes left."""
