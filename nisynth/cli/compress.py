@@ -71,7 +71,7 @@ def evaluate_network(
     if as_json:
         out.print_json(json.dumps(found.to_dict()))
     else:
-        _show_evaluation(found)
+        _show_evaluation(found, against)
 
 
 def prune_network(
@@ -173,7 +173,7 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ConfigError(f"{option} {text!r}: write numbers with commas between, as in 0.5,0.9") from None
 
 
-def _show_evaluation(found: "Evaluation") -> None:
+def _show_evaluation(found: "Evaluation", against: str | None) -> None:
     _print(f"{found.network}: accuracy {found.accuracy:.2%} on {found.measured_on}")
     rates = [(name, rate) for name, rate in found.class_accuracy.items() if rate is not None]
     if len(rates) > MOST_CLASSES:
@@ -187,7 +187,7 @@ def _show_evaluation(found: "Evaluation") -> None:
     if found.against is not None:
         other = found.against
         _print(
-            f"{other.network}: accuracy {other.accuracy:.2%}; both choose the same class for"
+            f"against {against}: accuracy {other.accuracy:.2%}; both choose the same class for"
             f" {other.agreement:.2%} of the {counted(found.num_images, 'image')}"
         )
 

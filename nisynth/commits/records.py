@@ -110,8 +110,9 @@ class Commit(ShardRecord):
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> builtins.bytes:
-        """Returns the document as it is stored."""
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
+        """Returns the document as it is stored, its seed in hex: many readers' integers end before it."""
+        document = asdict(self) | {"seed": f"{self.seed:016x}"}
+        return json.dumps(document, sort_keys=True, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: builtins.bytes, key: str, plan: Plan) -> "Commit":
@@ -121,6 +122,8 @@ class Commit(ShardRecord):
             if not isinstance(document, dict):
                 raise TypeError("not an object")
             known = {f.name for f in fields(cls)}
+            if isinstance(document.get("seed"), str):  # earlier versions stored a number
+                document["seed"] = int(document["seed"], 16)
             commit = cls(**{name: value for name, value in document.items() if name in known})
         except (ValueError, TypeError, RecursionError):
             raise DataError(

@@ -19,11 +19,11 @@ _ROUNDS = 2
 def probe_conditional_create(store: Store) -> None:
     """Returns if, of 8 concurrent creators of one new object, exactly one succeeds, twice in a row.
 
-    The objects lie under `probe/` and are deleted. Raises StorageError when the store lets several
+    The objects are called `probe-*` and are deleted. Raises StorageError when the store lets several
     creators win, or cannot be used at all.
     """
     for _ in range(_ROUNDS):
-        key = f"probe/{uuid.uuid4().hex}"
+        key = f"probe-{uuid.uuid4().hex}"
         try:
             winners = _race(store, key)
         except StorageError:

@@ -145,7 +145,7 @@ DRIVERS = (
         Death("create", r"plan\.json", "inside"),
         Death("create", r"plan\.json", "after"),
     ),
-    _killed("driver killed: probe of the store", Death("create", r"probe/.*", "after", 5)),
+    _killed("driver killed: probe of the store", Death("create", r"probe-.*", "after", 5)),
     _killed(
         "driver killed: before the shard",
         Death("create", SHARD, "before", 1),

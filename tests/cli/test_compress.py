@@ -82,6 +82,7 @@ def test_evaluate_on_real_images_and_on_a_run(network: Path, real: Path, run: Ru
     assert first.startswith("tests.tiny:TinyNet: accuracy ")
     assert first.endswith(f"% on real, N=16 ({real})")
     assert any("class3" not in line and "3  " in line for line in rest)
+    assert rest[-1].startswith(f"against {network}: accuracy ")
     assert rest[-1].endswith("both choose the same class for 100.00% of the 16 images")
     with Image.open(picture) as drawn:
         assert drawn.width > 300

@@ -159,6 +159,8 @@ def test_keys_of_others_are_ignored(store: Store, plan: Plan) -> None:
         ({"sha256": None}, "sha256 is not str"),
         ({"schema_version": 9}, "schema_version 9, this version reads 1"),
         ({"figures": []}, "figures is not dict"),
+        ({"seed": "00"}, "its rows or seed are not the plan's"),
+        ({"seed": "a seed"}, "not a commit (damaged JSON)"),
         ({"figures": {"teacher_accuracy": "high"}}, "a figure holds a value that is not a finite number"),
         ({"finished_at": None}, "a time or a figure holds a value that is not a finite number"),
         ({"started_at": "noon"}, "a time or a figure holds a value that is not a finite number"),
@@ -210,11 +212,13 @@ def test_retry_lifts_quarantines(store: Store, plan: Plan) -> None:
     assert run.quarantined() == set()
 
 
-def test_a_commit_of_an_older_version_without_worker_and_start_is_sound(store: Store, plan: Plan) -> None:
+def test_a_commit_of_an_older_version_is_sound(store: Store, plan: Plan) -> None:
     run = Run.join(store, plan)
     document = json.loads(fake_commit(run, 0, str(uuid4())).to_json())
+    assert document["seed"] == f"{plan[0].seed:016x}"
+    document["seed"] = plan[0].seed
     del document["worker"], document["started_at"]
     store.create(commit_key(plan.fp12, 0), json.dumps(document).encode())
     found = run.read(0)
     assert found is not None
-    assert (found.worker, found.started_at) == ("", 0.0)
+    assert (found.worker, found.started_at, found.seed) == ("", 0.0, plan[0].seed)

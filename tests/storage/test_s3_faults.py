@@ -193,7 +193,7 @@ def test_the_probe_finds_out_a_server_that_ignores_conditions(proxy: FaultProxy,
 
 def test_the_probe_finds_out_a_server_that_lets_some_race(proxy: FaultProxy, quick: Quick) -> None:
     store = quick()
-    proxy.inject(Fault("unconditional", "PUT", key="probe/", times=3))
+    proxy.inject(Fault("unconditional", "PUT", key="probe-", times=3))
     with pytest.raises(StorageError, match=r"of 8 .* execution\.single_writer: true"):
         probe_conditional_create(store)
 
