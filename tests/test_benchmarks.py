@@ -8,6 +8,7 @@ REPO = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in (REPO / "benchmarks").glob("*.py"))
 ASK_EACH_FOR_HELP = """
 import runpy, sys
+sys.path.insert(0, "benchmarks")  # as Python does for a script
 for script in sys.argv[1:]:
     sys.argv = [f"benchmarks/{script}", "--help"]
     try:

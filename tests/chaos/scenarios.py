@@ -164,12 +164,12 @@ DRIVERS = (
     ),
     _killed(
         "driver killed: before the manifest",
-        Death("create", r"manifest\.parquet", "before"),
-        Death("create", r"manifest\.parquet", "inside"),
+        Death("create", r"_MANIFEST", "before"),
+        Death("create", r"_MANIFEST", "inside"),
     ),
     _killed(
         "driver killed: manifest, no _SUCCESS",
-        Death("create", r"manifest\.parquet", "after"),
+        Death("create", r"_MANIFEST", "after"),
         Death("create", r"README\.md", "after"),
         Death("create", r"_SUCCESS", "inside"),
     ),
@@ -177,7 +177,7 @@ DRIVERS = (
     _redo_killed(
         "redo killed: seal half off",
         Death("delete", r"_SUCCESS", "after"),
-        Death("delete", r"manifest\.parquet", "after"),
+        Death("delete", r"_MANIFEST", "after"),
     ),
     _redo_killed("redo killed: half the commits off", Death("delete", COMMIT, "after", 1)),
 )
