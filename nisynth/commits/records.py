@@ -92,10 +92,10 @@ class ShardRecord:
 class Commit(ShardRecord):
     """The shard's manifest: the record that makes one attempt's shard part of the run.
 
-    curve: loss terms by iteration. figures: quality, such as
-    `teacher_accuracy` and `r_bn_in_y`. timings_s: seconds by stage. worker: host/pid, empty where not
-    record it. started_at, finished_at: Unix seconds by the worker's clock when its compute began (0 where
-    not recorded) and when it ended, for people and progress only; no decision reads them.
+    curve: loss terms by iteration. figures: quality, such as `teacher_accuracy` and `r_bn_in_y`. timings_s:
+    seconds by stage. worker: host/pid, empty where not recorded. started_at, finished_at: Unix seconds by the
+    worker's clock when its compute began (0 where not recorded) and when it ended, for people and progress
+    only; no decision reads them.
     """
 
     fingerprint: str
@@ -122,7 +122,7 @@ class Commit(ShardRecord):
             if not isinstance(document, dict):
                 raise TypeError("not an object")
             known = {f.name for f in fields(cls)}
-            if isinstance(document.get("seed"), str):  # earlier versions stored a number
+            if isinstance(document.get("seed"), str):  # hex; earlier versions stored a number
                 document["seed"] = int(document["seed"], 16)
             commit = cls(**{name: value for name, value in document.items() if name in known})
         except (ValueError, TypeError, RecursionError):
