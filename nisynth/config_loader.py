@@ -1,8 +1,8 @@
 """YAML, a mapping or a shipped config's name, with `a.b=c` overrides, becomes a frozen, validated dataclass.
 
-It knows no config's fields: each part keeps its own Config, a frozen standard-library dataclass, beside its
-owner, and pydantic checks the types here alone. Precedence: defaults < preset < file < overrides. Unknown
-keys are errors with the nearest valid name.
+It knows no config's fields, but for the hint to one who gives an arch in a config's place. Each part keeps
+its own Config, a frozen standard-library dataclass, beside its owner; pydantic checks the types here alone.
+Precedence: defaults < preset < file < overrides. Unknown keys are errors with the nearest valid name.
 """
 
 import dataclasses

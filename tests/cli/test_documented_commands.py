@@ -8,12 +8,21 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.core import TyperCommand
 
 from nisynth.cli.verbs import VERBS, Verb, command_line
+from nisynth.config import load_config
+from nisynth.config_loader import load_as
+from nisynth.consumers.distill import DistillConfig
+from nisynth.consumers.prune import PruneConfig
+from nisynth.consumers.scratch import ScratchConfig
+from nisynth.errors import ConfigError
+from nisynth.fitting import load_fit_config
+from nisynth.series.config import load_adapt_config
 from tests.cluster.kustomize import FOLDERS, rendered
 
 REPO = Path(__file__).resolve().parents[2]
@@ -26,6 +35,7 @@ OTHERS = [
 SCRIPTS = [*(REPO / "jobs").glob("*.py"), *(REPO / "nisynth").rglob("*.py")]
 # nisynth's own, or a job's script, before it whatever runs it (`ray job submit ... -- `).
 PROGRAM = r"(?:\$\(BIN\)/)?nisynth(?= )|python (?:/opt/nisynth/)?jobs/\w+\.py"
+CONSUMERS: dict[str, Any] = {"distill": DistillConfig, "scratch": ScratchConfig, "prune": PruneConfig}
 STANDS_FOR = {"N": "1", "S": "1", "E": "--embedding=x", "...": "x"}
 
 
@@ -60,7 +70,8 @@ def documented() -> Iterator[tuple[str, bool, str]]:
     for path in [*PAGES, *OTHERS, *SCRIPTS]:
         text, name = path.read_text(), str(path.relative_to(REPO))
         texts = list(strings(text)) if path.suffix == ".py" else [text]
-        yield from ((name, False, command) for part in texts for command in inline(part))
+        whole = name == "README.md"  # its tables are to be typed, too
+        yield from ((name, whole, command) for part in texts for command in inline(part))
         if path in PAGES or path in OTHERS:
             typed = in_code_blocks(text) if path in PAGES else text
             yield from ((name, True, command) for command in whole_lines(typed))
@@ -90,8 +101,24 @@ def verb(name: str) -> TyperCommand:
     return found.load()
 
 
+def load(verb: str, name: str, options: dict[str, Any]) -> None:
+    """Loads the config of a verb's command as the verb does."""
+    overrides = list(options["set_"])
+    given = {key: options[key] for key in ("data", "output", "test_set") if key in options}
+    if verb in CONSUMERS:
+        load_as(CONSUMERS[verb], name, overrides, kind=verb, given=given)
+    elif verb == "fit":
+        load_fit_config(name, overrides, {"output": given["output"]})
+    else:
+        {"adapt": load_adapt_config}.get(verb, load_config)(name, overrides)
+
+
 def refusal(words: list[str], whole: bool) -> str | None:
-    """Returns why the parser does not take the words; what is not whole may lack arguments."""
+    """Returns why the parser does not take the words, or what is wrong with the config that they name.
+
+    What is not whole may lack arguments; one word is a verb's name.
+    """
+    whole = whole and len(words) > 1
     if words[0] in ("--help", "--version", "1"):
         return None
     if words[0] not in VERBS:
@@ -102,10 +129,15 @@ def refusal(words: list[str], whole: bool) -> str | None:
         said = error.format_message()
         return None if said.startswith("Missing ") and not whole else said
     config = str(context.params.get("config", "")).removeprefix("/etc/nisynth/")
-    if re.fullmatch("[a-z][a-z0-9_]+", config) and not list(
-        (REPO / "nisynth/configs").rglob(f"{config}.yaml")
-    ):
+    if not re.fullmatch("[a-z][a-z0-9_]+", config):  # not the reader's own file, not a placeholder
+        return None
+    if not list((REPO / "nisynth/configs").rglob(f"{config}.yaml")):
         return f"no config {config!r} ships"
+    try:
+        if whole:
+            load(words[0], config, context.params)
+    except ConfigError as error:
+        return str(error)
     return None
 
 

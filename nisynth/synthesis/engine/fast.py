@@ -95,9 +95,8 @@ class FastSynthesizer:
         for epoch in range(1, config.iterations + 1):  # line 4
             inversion.step()  # lines 5-12
             if on_step is not None and curve.wants(epoch):
-                curve.add(
-                    epoch, inversion.losses_at(epoch)
-                )  # only a listener makes the host wait for the device
+                # Only a listener makes the host wait for the device.
+                curve.add(epoch, inversion.losses_at(epoch))
         if on_step is None:
             for epoch in filter(curve.wants, range(1, config.iterations + 1)):
                 curve.add(epoch, inversion.losses_at(epoch))
